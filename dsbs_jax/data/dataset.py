@@ -1,0 +1,302 @@
+"""What a dataset is: where its rows come from, and how they become `Example`s with a teacher's answers joined.
+
+A module of `tasks/` describes one dataset as a `Dataset`. Everything that holds for all datasets is done here, once:
+joining the teacher's answers row by row, checking labels against the label set, holding out the splits that a source
+lacks, and counting every row that is skipped, with its reason.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dsbs_jax.metrics import equation
+from dsbs_jax.schema import Example, TeacherOutput
+from dsbs_jax.teacher.answers import answer_files, read_answers
+
+SPLITS = ("train", "validation", "test")
+DEFAULT_TEACHER = "llm"
+Value = int | float | str
+
+NO_TEACHER_ANSWER = "no_teacher_answer"
+LABEL_OUTSIDE_SET = "label_outside_set"
+NOTHING_TO_LEARN = "neither a gold label nor a teacher's answer"
+NO_GOLD_LABEL = "no gold label to evaluate against"
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of one split as a source holds them, before hold-out and without a teacher.
+
+    Attributes:
+      examples: in the order of the source; a generated dataset may set their `teacher` itself.
+      where: the file or hub name, for messages.
+      folder: the dataset's folder, in which teachers' answers lie; None where there can be none.
+      answers_split: the split whose answer files belong to these rows.
+      extra: unlabelled inputs from elsewhere, added to `train` after the hold-out.
+      skipped: rows the source already left out, by reason.
+    """
+
+    examples: Sequence[Example]
+    where: str
+    folder: Path | None = None
+    answers_split: str = "train"
+    extra: Rows | None = None
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What became of a split's rows.
+
+    Attributes:
+      rows: rows of the split, kept or skipped.
+      kept: examples that came out.
+      skipped: rows left out, by reason.
+      unlabelled: kept examples without a gold label.
+      no_rationale: kept examples without a teacher's rationale.
+      no_teacher_label: kept examples without a teacher's label.
+      teacher_failures: kept examples whose teacher's answer could not be read in full, by reason code.
+    """
+
+    rows: int
+    kept: int
+    skipped: dict[str, int]
+    unlabelled: int
+    no_rationale: int
+    no_teacher_label: int
+    teacher_failures: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedSplit:
+    """The examples of one split and the account of its rows."""
+
+    examples: list[Example]
+    counts: Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One dataset: how to read it, and what its labels are.
+
+    Attributes:
+      name: as in `dsbs_NAME_label` and in folder names.
+      read: `read(split, data_dir, **arguments) -> Rows` for a split of `source_splits`. Arguments it understands are
+        its keyword-only parameters, whose defaults must be an int, a float or a str.
+      source_splits: the splits that the source has. Of the others, `test` then `validation` is held out of `train`.
+      metric: how predictions are compared with labels, `exact` or `equation`.
+      label_set: the labels that exist; empty where each example has its own `choices`, or where labels are equations.
+      parse: reads one raw answer of a teacher; None where the rows bring the teacher's outputs themselves.
+      arguments: (name, value) pairs passed to `read`; see `with_arguments`.
+      holdout_percent: how much of the labelled train rows is held out for a split that the source lacks, rounded up.
+      files: the files that `read` would open: `files(data_dir, **arguments) -> list[Path]`; they are part of what
+        identifies a token store. None where rows are generated.
+    """
+
+    name: str
+    read: Callable[..., Rows]
+    source_splits: tuple[str, ...] = SPLITS
+    metric: str = "exact"
+    label_set: tuple[str, ...] = ()
+    parse: Callable[[str], TeacherOutput] | None = None
+    arguments: tuple[tuple[str, Value], ...] = ()
+    holdout_percent: int = 10
+    files: Callable[..., list[Path]] | None = None
+
+    def __post_init__(self) -> None:
+        if "train" not in self.source_splits or not set(self.source_splits) <= set(SPLITS):
+            raise ValueError(
+                f"Dataset {self.name!r}: source_splits is {self.source_splits}; it must hold 'train' and only names "
+                f"of {', '.join(SPLITS)}."
+            )
+
+    def argument_defaults(self) -> dict[str, Value]:
+        """The arguments that `read` understands, with their defaults."""
+        parameters = inspect.signature(self.read).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def with_arguments(self, arguments: Sequence[tuple[str, Value]] = (), **more: Value) -> Dataset:
+        """This dataset with other arguments for its `read`.
+
+        Raises:
+          ValueError: for an argument that `read` does not have, or a value of another type than its default's.
+        """
+        defaults = self.argument_defaults()
+        merged = dict(self.arguments)
+        for name, value in (*arguments, *more.items()):
+            if name not in defaults:
+                known = ", ".join(sorted(defaults)) or "none"
+                raise ValueError(f"Dataset {self.name!r} has no argument {name!r}; its arguments are: {known}.")
+            wanted = type(defaults[name])
+            if not isinstance(value, wanted) and not (wanted is float and isinstance(value, int)):
+                raise ValueError(
+                    f"Dataset {self.name!r}: argument {name} is {value!r}; it must be of type {wanted.__name__}."
+                )
+            merged[name] = value
+        return dataclasses.replace(self, arguments=tuple(sorted(merged.items())))
+
+    def input_files(self, data_dir: str | Path | None, teacher: str | None = DEFAULT_TEACHER) -> list[Path]:
+        """Every file that shapes this dataset's rows, teachers' answers included; sorted, existing ones only."""
+        if self.files is None:
+            return []
+        paths = set(self.files(data_dir, **dict(self.arguments)))
+        if teacher is not None:
+            for folder in {path.parent for path in paths}:
+                for split in SPLITS:
+                    paths.update(answer_files(folder, teacher, split))
+        return sorted(path for path in paths if path.is_file())
+
+    def load(
+        self,
+        split: str,
+        data_dir: str | Path | None = None,
+        *,
+        teacher: str | None = DEFAULT_TEACHER,
+        holdout_seed: int = 0,
+    ) -> LoadedSplit:
+        """The examples of a split, with the teacher's outputs joined and every row accounted for.
+
+        Args:
+          split: `train`, `validation` or `test`.
+          data_dir: the folder that holds one folder per dataset.
+          teacher: the name of the folder with the teacher's answers, or None for no teacher.
+          holdout_seed: which rows of train become the validation split where the source has none. (A missing test
+            split is held out with seed 0 always: which rows test a student must not depend on a run's seed.)
+
+        Raises:
+          FileNotFoundError: for files that are not there.
+          ValueError: for a split that does not exist or is empty, for a number of answers that differs from the number
+            of rows, and for a gold label outside the label set.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"There is no split {split!r}; the splits are {', '.join(SPLITS)}.")
+        source_split = split if split in self.source_splits else "train"
+        rows = self.read(source_split, data_dir, **dict(self.arguments))
+        if not rows.examples:
+            raise ValueError(f"Dataset {self.name!r}: the split {source_split!r} in {rows.where} has no rows.")
+        self._check_gold(rows)
+        examples = self._join(rows, teacher, required=split == "train")
+        if source_split == "train":
+            examples = self._held_out(examples, holdout_seed)[split]
+        skipped = collections.Counter(rows.skipped if split == source_split else {})
+        if split == "train" and rows.extra is not None:
+            skipped.update(rows.extra.skipped)
+            extra = self._join(rows.extra, teacher, required=False)
+            examples = examples + [dataclasses.replace(example, label=None) for example in extra]
+        return _account(examples, skipped, keep=_trainable if split == "train" else _has_gold)
+
+    def examples(self, split: str, data_dir: str | Path | None = None, **options) -> list[Example]:
+        """`load(...)` without the counts."""
+        return self.load(split, data_dir, **options).examples
+
+    def _check_gold(self, rows: Rows) -> None:
+        for example in rows.examples:
+            if example.label is not None and self._fit(example.label, example) != example.label:
+                raise ValueError(
+                    f"{rows.where}, row {example.id}: the label {example.label!r} is not {self._allowed(example)}."
+                )
+
+    def _allowed(self, example: Example) -> str:
+        if self.metric == "equation":
+            return "an expression that has a value"
+        return "one of " + ", ".join(repr(label) for label in example.choices or self.label_set)
+
+    def _fit(self, label: str, example: Example) -> str | None:
+        """The label as the label set spells it (letter case apart), or None where it is outside of it."""
+        if self.metric == "equation":
+            return label if equation.evaluate(label) is not None else None
+        allowed = example.choices or self.label_set
+        if not allowed or label in allowed:
+            return label
+        return next((known for known in allowed if known.casefold() == label.casefold()), None)
+
+    def _join(self, rows: Rows, teacher: str | None, required: bool) -> list[Example]:
+        """The rows with the teacher's answers, which lie in the order of the rows of the whole source split."""
+        examples = list(rows.examples)
+        if teacher is None or self.parse is None or rows.folder is None:
+            return examples
+        if not answer_files(rows.folder, teacher, rows.answers_split):
+            # A dataset without the default teacher's answers can still be learned from its gold labels, and held-out
+            # data needs no teacher; a teacher asked for by another name must be there.
+            if required and teacher != DEFAULT_TEACHER:
+                known = sorted(path.name for path in rows.folder.iterdir() if path.is_dir()) or ["none"]
+                raise FileNotFoundError(
+                    f"{rows.folder}: there are no answers of the teacher {teacher!r} for the split "
+                    f"{rows.answers_split!r}; folders there: {', '.join(known)}."
+                )
+            return examples
+        answers = read_answers(rows.folder, teacher, rows.answers_split)
+        if len(answers) != len(examples):
+            files = ", ".join(str(path) for path in answer_files(rows.folder, teacher, rows.answers_split))
+            raise ValueError(
+                f"{rows.where} has {len(examples)} rows, but the teacher's files hold {len(answers)} answers "
+                f"({files}); there must be one answer for each row, in the same order."
+            )
+        return [
+            dataclasses.replace(example, teacher=self._checked(self.parse(answer), example))
+            for example, answer in zip(examples, answers, strict=True)
+        ]
+
+    def _checked(self, output: TeacherOutput, example: Example) -> TeacherOutput:
+        if output.label is None:
+            return output
+        label = self._fit(output.label, example)
+        if label is None:
+            return TeacherOutput(output.rationale, None, output.failure or LABEL_OUTSIDE_SET)
+        return dataclasses.replace(output, label=label)
+
+    def _held_out(self, examples: list[Example], seed: int) -> dict[str, list[Example]]:
+        """Train and the splits taken out of it; only labelled rows are held out. Rows keep their order."""
+        parts: dict[str, list[Example]] = {}
+        labelled = sum(example.label is not None for example in examples)
+        size = -(-labelled * self.holdout_percent // 100)
+        for split, split_seed in (("test", 0), ("validation", seed)):
+            if split in self.source_splits:
+                continue
+            candidates = [i for i, example in enumerate(examples) if example.label is not None]
+            order = np.random.default_rng(split_seed).permutation(len(candidates))
+            taken = {candidates[i] for i in order[:size]}
+            parts[split] = [example for i, example in enumerate(examples) if i in taken]
+            examples = [example for i, example in enumerate(examples) if i not in taken]
+        return {**parts, "train": examples}
+
+
+def _trainable(example: Example) -> str | None:
+    teacher = example.teacher
+    useful = example.label or (teacher and (teacher.label or teacher.rationale))
+    return None if useful else NOTHING_TO_LEARN
+
+
+def _has_gold(example: Example) -> str | None:
+    return None if example.label else NO_GOLD_LABEL
+
+
+def _account(
+    examples: list[Example], skipped: collections.Counter[str], keep: Callable[[Example], str | None]
+) -> LoadedSplit:
+    kept = []
+    for example in examples:
+        reason = keep(example)
+        if reason is None:
+            kept.append(example)
+        else:
+            skipped[reason] += 1
+    failures = collections.Counter(
+        example.teacher.failure for example in kept if example.teacher and example.teacher.failure
+    )
+    counts = Counts(
+        rows=len(kept) + skipped.total(),
+        kept=len(kept),
+        skipped=dict(skipped),
+        unlabelled=sum(example.label is None for example in kept),
+        no_rationale=sum(not example.rationale for example in kept),
+        no_teacher_label=sum(not example.target_label("teacher") for example in kept),
+        teacher_failures=dict(failures),
+    )
+    return LoadedSplit(kept, counts)
