@@ -1,2 +1,182 @@
-def main() -> int:
-    return 0
+"""`dsbs VERB`: parses the command line and gin, calls one function.
+
+Heavy imports live inside the verbs, so that `dsbs --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+EXAMPLES = {
+    "demo": "dsbs demo",
+    "data": "dsbs data show cqa -n 3 --data_dir DATA",
+    "prepare": "dsbs prepare --gin_file datasets/cqa --gin_file methods/step_by_step --data_dir DATA",
+    "train": "dsbs train --gin_file datasets/svamp --gin_file models/mini --data_dir DATA --model_dir runs/svamp",
+    "eval": "dsbs eval --model_dir runs/svamp --split test",
+    "predict": "dsbs predict --model_dir runs/svamp --input questions.txt --output answers.jsonl",
+    "bench": "dsbs bench train --data_dir DATA",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit code: 0 done, 1 refused with a sentence, 143 stopped by SIGTERM after saving."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    bindings = [word.removeprefix("--gin.") for word in rest if word.startswith("--gin.")]
+    unknown = [word for word in rest if not word.startswith("--gin.")]
+    if unknown or (bindings and not arguments.takes_gin):
+        parser.error(f"unknown arguments: {' '.join(unknown or rest)}")
+    _set_up_logging()
+    from dsbs_jax.training.preemption import Preempted
+
+    try:
+        return arguments.run(arguments, bindings) or 0
+    except Preempted as stopped:
+        print(f"dsbs: {stopped}", file=sys.stderr)
+        return 143
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+        if os.environ.get("DSBS_TRACEBACK"):
+            raise
+        print(f"dsbs: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dsbs", description="Distilling step-by-step in JAX.")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable[..., int | None], help: str, gin: bool = True) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name,
+            help=help,
+            description=help,
+            epilog=f"example: {EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if gin:
+            sub.add_argument("--gin_file", action="append", default=[], help="gin file, by path or name; repeatable")
+            sub.add_argument("--data_dir", help="folder of datasets (default: the environment's DSBS_DATA_DIR)")
+            sub.add_argument_group("gin").add_argument(
+                "--gin.NAME", metavar="VALUE", dest="unused", help="bind a macro or parameter, e.g. --gin.TRAIN_STEPS=100"
+            )
+        sub.set_defaults(run=run, takes_gin=gin)
+        return sub
+
+    sub = verb("demo", _demo, "distil on the embedded dataset: both methods, fractions, seeds; a table and a plot")
+    sub.add_argument("--output", default="runs/demo", help="folder for results (default: %(default)s)")
+
+    sub = verb("data", _data, "list, show or check datasets")
+    sub.add_argument("action", choices=("list", "show", "check"))
+    sub.add_argument("dataset", nargs="?", help="for show and check: a name such as cqa")
+    sub.add_argument("--split", default="train", help="for show (default: %(default)s)")
+    sub.add_argument("-n", type=int, default=3, help="for show: how many examples (default: %(default)s)")
+    sub.add_argument("--json", action="store_true", help="for check: one JSON object instead of text")
+
+    verb("prepare", _prepare, "tokenise a dataset into the token store (train does it when needed)")
+
+    sub = verb("train", _train, "train a student and evaluate it; goes on where a stopped run ended")
+    sub.add_argument("--model_dir", help="the run's folder (the macro MODEL_DIR)")
+
+    sub = verb("eval", _eval, "evaluate a trained student again")
+    sub.add_argument("--model_dir", required=True, help="the run's folder")
+    sub.add_argument("--split", default="test", help="default: %(default)s")
+    sub.add_argument("--step", default="best", help="best, last, or a step that has a checkpoint (default: best)")
+    sub.add_argument("--output", help="JSON lines of predictions")
+
+    sub = verb("predict", _predict, "answer new inputs with a trained student")
+    sub.add_argument("--model_dir", required=True, help="the run's folder")
+    sub.add_argument("--step", default="best", help="best, last, or a step that has a checkpoint (default: best)")
+    sub.add_argument("--input", default="-", help="text, one input a line, or JSON lines with `input` (default: stdin)")
+    sub.add_argument("--output", default="-", help="JSON lines of `input` and `prediction` (default: stdout)")
+
+    sub = verb("bench", _bench, "measure training speed against transformers' T5 in torch", gin=False)
+    sub.add_argument("what", choices=("train",))
+    sub.add_argument("--data_dir", help="folder of datasets; without it the embedded one is used")
+    sub.add_argument("--steps", type=int, default=10, help="steps of each, interleaved (default: %(default)s)")
+    return parser
+
+
+def _set_up_logging() -> None:
+    import logging
+
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("dsbs_jax").setLevel(logging.INFO)
+
+
+def _parse_gin(arguments: argparse.Namespace, bindings: Sequence[str], *files: str) -> None:
+    """The base files, then the user's, then flags, then --gin.X: later ones win."""
+    from dsbs_jax import gin_config
+
+    flags = []
+    data_dir = arguments.data_dir or os.environ.get("DSBS_DATA_DIR")
+    if data_dir:
+        flags.append(f"DATA_DIR={data_dir!r}")
+    if getattr(arguments, "model_dir", None):
+        flags.append(f"MODEL_DIR={arguments.model_dir!r}")
+    gin_config.parse([*files, *arguments.gin_file], [*flags, *bindings])
+
+
+def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    from dsbs_jax import gin_config
+    from dsbs_jax.experiments import demo
+
+    _parse_gin(arguments, [f"MODEL_DIR={arguments.output!r}", *bindings], "runs/train", "runs/demo")
+    print(demo.run(gin_config.make(demo.DemoConfig)))
+
+
+def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    from dsbs_jax import gin_config
+    from dsbs_jax.data import inspect
+
+    if arguments.action == "list":
+        print(inspect.list_datasets())
+        return
+    if not arguments.dataset:
+        raise ValueError(f"Name a dataset: dsbs data {arguments.action} NAME; `dsbs data list` shows them.")
+    arguments.gin_file.insert(0, f"datasets/{arguments.dataset}")
+    request = _request(arguments, bindings)
+    if arguments.action == "show":
+        print(inspect.show(request, arguments.split, arguments.n))
+    else:
+        print(inspect.check(request, as_json=arguments.json))
+
+
+def _request(arguments: argparse.Namespace, bindings: Sequence[str]):
+    from dsbs_jax import gin_config
+
+    return gin_config.store_request()
+
+
+def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    raise NotImplementedError
+
+
+def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    import dataclasses
+    import json
+
+    from dsbs_jax import gin_config
+    from dsbs_jax.training import loop
+    from dsbs_jax.training.config import TrainConfig
+
+    _parse_gin(arguments, bindings, "runs/train")
+    config = gin_config.make(TrainConfig)
+    operative = gin_config.operative()
+    print(operative, file=sys.stderr)
+    result = loop.train(config, operative)
+    print(json.dumps(dataclasses.asdict(result)))
+
+
+def _eval(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    raise NotImplementedError
+
+
+def _predict(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    raise NotImplementedError
+
+
+def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    raise NotImplementedError
