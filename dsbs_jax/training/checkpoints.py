@@ -1,0 +1,113 @@
+"""The only module that speaks to Orbax: a run's checkpoints, newest and best, saved in the background.
+
+A checkpoint is one folder `{folder}/{step}` with two Orbax items, `params` and `optimizer` (so that evaluation reads the
+weights alone), and a JSON record of everything else a resume needs: data position, seed, configuration, vocabulary.
+Orbax commits a folder by renaming it, so a process killed mid-save leaves no checkpoint that could be mistaken for one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+_METRIC = "validation_accuracy"
+# Orbax reports every phase of every save at INFO and above; a run's own log says what was saved.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def best_of(accuracies: Sequence[tuple[int, float]]) -> tuple[int, float] | None:
+    """The (step, accuracy) selected on validation: the highest accuracy, the earliest step among equals."""
+    return max(accuracies, key=lambda entry: (entry[1], -entry[0]), default=None)
+
+
+class _KeepLatestAndBest:
+    """Orbax preservation policy: the newest checkpoint, to resume from, and the one `best_of` selects."""
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        scored = [(c.step, c.metrics[_METRIC]) for c in checkpoints if c.metrics and _METRIC in c.metrics]
+        best = best_of(scored)
+        newest = max(c.step for c in checkpoints)
+        return [c.step == newest or (best is not None and c.step == best[0]) for c in checkpoints]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """Weights, optimiser state (None if not asked for) and the JSON record of one checkpoint."""
+
+    step: int
+    params: Any
+    optimizer: Any
+    record: dict[str, Any]
+
+
+def abstract(tree: Any) -> Any:
+    """The tree's shapes, dtypes and shardings, without its values."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder. Use as a context manager: leaving it waits for the last save."""
+
+    def __init__(self, folder: str | pathlib.Path):
+        self._checkpointer = ocp.training.Checkpointer(
+            pathlib.Path(folder).absolute(),
+            # Every save the loop asks for is wanted; when to save is the loop's decision.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=_KeepLatestAndBest(),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._checkpointer.close()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that can be restored, ascending."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def best_step(self) -> int | None:
+        """The step selected on validation among the checkpoints kept, or None before the first evaluation."""
+        scored = [(c.step, c.metrics[_METRIC]) for c in self._checkpointer.checkpoints if c.metrics]
+        best = best_of(scored)
+        return best[0] if best else None
+
+    def save(self, step: int, params: Any, optimizer: Any, record: dict[str, Any], accuracy: float | None) -> None:
+        """Starts saving; returns once the arrays are copied off the devices.
+
+        Args:
+          step: the number of finished optimiser steps.
+          params: the weights.
+          optimizer: the optimiser's state.
+          record: JSON, returned by `restore`.
+          accuracy: validation accuracy at this step, or None if it was not measured.
+        """
+        if step in self.steps:
+            return
+        self._checkpointer.save_checkpointables_async(
+            step,
+            {"params": params, "optimizer": optimizer},
+            force=True,
+            metrics=None if accuracy is None else {_METRIC: accuracy},
+            custom_metadata=record,
+        )
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The JSON record saved with a step."""
+        metadata = self._checkpointer.checkpointables_metadata(step)
+        return dict(metadata.custom_metadata or {})
+
+    def restore(self, step: int, params: Any, optimizer: Any = None) -> Restored:
+        """Reads one step into the given abstract trees (shapes, dtypes, shardings); optimiser state only if asked."""
+        wanted = {"params": params} | ({} if optimizer is None else {"optimizer": optimizer})
+        loaded = self._checkpointer.load_checkpointables(step, wanted)
+        return Restored(step, loaded["params"], loaded.get("optimizer"), self.record(step))

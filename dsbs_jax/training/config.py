@@ -1,0 +1,122 @@
+"""What a training run can be told: one frozen dataclass, checked before any accelerator time is spent."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from dsbs_jax import schema
+from dsbs_jax.data.prepare import StoreRequest
+from dsbs_jax.models.config import T5Config
+from dsbs_jax.sharding.mesh import MeshConfig
+from dsbs_jax.training.optimizers import OptimizerConfig
+
+# Fields that a resumed run may change: they decide where and how fast it runs and what it tells, not what it computes.
+# The mesh is among them: it changes the order of sums (the last bits of the weights) but no example and no step.
+MAY_CHANGE = frozenset(
+    {"model_dir", "log_period", "mesh", "store_root", "progress", "eval_batch_size", "data.data_dir", "vocabulary.path"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Defaults are the paper's recipe for T5 v1.1 base.
+
+    Attributes:
+      model_dir: the run's folder: checkpoints, metrics, predictions, operative configuration.
+      data: which dataset, from where; its tasks and label source are the method's.
+      method: the tasks, their weights, whose labels.
+      model: the student's architecture.
+      optimizer: optimiser, schedule, clipping.
+      mesh: how the devices are laid out.
+      steps: optimiser steps.
+      batch_size: examples a step; every task of an example is in the same step.
+      microbatches: gradient accumulation: the packed rows of a step are computed in this many parts.
+      seed: initial weights, dropout, order of the examples.
+      fraction: the share of the training examples that is used, in (0, 1]; smaller ones lie inside larger ones.
+      fraction_seed: which examples a fraction holds.
+      rationale_policy: rows without a rationale: `label_only`, `drop`, or `error`.
+      pack_lengths: (inputs, targets) tokens a packed row; None chooses them from the data.
+      label_smoothing: of the cross-entropy, in [0, 1).
+      z_loss: weight of log(Z)^2.
+      eval_period: steps between evaluations on validation, each followed by a checkpoint.
+      checkpoint_period: steps between further checkpoints; 0 for none.
+      early_stop: stop after this many evaluations without a better one; 0 never stops early.
+      eval_batch_size: examples a decoding step.
+      max_decode_length: most tokens decoded; None takes the longest label target of the training data, doubled.
+      log_period: steps between lines of metrics.
+      initial_weights: folder with Hugging Face weights to start from; None starts from random ones.
+      store_root: folder of the token stores; None takes `default_store_root()`.
+      progress: a progress bar where standard error is a terminal.
+    """
+
+    model_dir: str
+    data: StoreRequest
+    method: schema.Method
+    model: T5Config
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    steps: int = 10_000
+    batch_size: int = 64
+    microbatches: int = 1
+    seed: int = 0
+    fraction: float = 1.0
+    fraction_seed: int = 0
+    rationale_policy: schema.RationalePolicy = "label_only"
+    pack_lengths: tuple[int, int] | None = None
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    eval_period: int = 250
+    checkpoint_period: int = 0
+    early_stop: int = 0
+    eval_batch_size: int = 64
+    max_decode_length: int | None = None
+    log_period: int = 50
+    initial_weights: str | None = None
+    store_root: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "microbatches", "eval_period", "eval_batch_size", "log_period"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}; it must lie in (0, 1]: 0.125 is 12.5 %.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1).")
+        if self.rationale_policy not in ("label_only", "drop", "error"):
+            raise ValueError(
+                f"rationale_policy is {self.rationale_policy!r}; it must be 'label_only', 'drop' or 'error'."
+            )
+
+    def store_request(self) -> StoreRequest:
+        """The token store this run reads."""
+        return dataclasses.replace(self.data, tasks=self.method.tasks, label_source=self.method.label_source)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field, as JSON: what a checkpoint remembers of the run."""
+        return dataclasses.asdict(self)
+
+
+def changed_fields(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
+    """Names of the fields, dotted, that differ between two `to_json` and that a resumed run may not change."""
+    changed = []
+    for name in sorted(before.keys() | after.keys()):
+        field = f"{path}{name}"
+        if field in MAY_CHANGE:
+            continue
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed += changed_fields(old, new, f"{field}.")
+        elif _plain(old) != _plain(new):
+            changed.append(f"{field} ({old!r} before, {new!r} now)")
+    return changed
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and lists alike, as after a trip through JSON."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,129 @@
+"""The training job, top to bottom: step, evaluate, save, stop, report.
+
+Everything a run needs is built and checked by `runs.start` before the first step; what happens between steps is here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from typing import Any
+
+import jax
+
+from dsbs_jax.inference.evaluation import Evaluation
+from dsbs_jax.training import run as runs
+from dsbs_jax.training.checkpoints import abstract, best_of
+from dsbs_jax.training.config import TrainConfig
+from dsbs_jax.training.preemption import Preempted, PreemptionSignal
+from dsbs_jax.training.telemetry import NonFiniteLossError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One finished run, as one line of a results file. Accuracies are shares in [0, 1].
+
+    `test_accuracy` is at `selected_step`, the best on validation; `test_accuracy_last` at `steps`, the last step run.
+    `seconds` is the wall time of this process, compilation and evaluations included.
+    """
+
+    dataset: str
+    method: str
+    label_source: str
+    fraction: float
+    seed: int
+    validation_accuracy: float
+    test_accuracy: float
+    test_accuracy_last: float
+    selected_step: int
+    steps: int
+    seconds: float
+
+
+def train(config: TrainConfig) -> Result:
+    """Trains one student, or goes on where a killed run stopped, and evaluates it.
+
+    The run's folder gets `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `predictions_{validation,test}.jsonl` (of the
+    selected step), and `summary.json`. A finished run is not run again: its summary is returned.
+
+    Raises:
+      ValueError, OSError: anything wrong with configuration, data or folders, before the first step.
+      NonFiniteLossError: the loss stopped being a number; names step and examples.
+      Preempted: SIGTERM arrived; the state is saved.
+    """
+    started = time.perf_counter()
+    finished = runs.finished_summary(config)
+    if finished is not None:
+        logger.info("%s is finished; its summary stands in summary.json.", config.model_dir)
+        return Result(**finished["result"])
+    run = runs.start(config)
+    state, history = run.state, run.history
+    with run.checkpoints, run.telemetry as telemetry, PreemptionSignal() as signal:
+        step = int(state.step)
+        for step, batch, stats in run.batches(first=step):
+            state, metrics = run.train_step(state, run.put(batch))
+            try:
+                telemetry.train_step(step, metrics, stats)
+                if step % config.eval_period == 0 or step == config.steps:
+                    telemetry.flush()
+                    accuracy = run.validation(state.params).accuracy
+                    telemetry.event(step, {"validation/accuracy": accuracy})
+                    history.append((step, accuracy))
+                    run.save(state, step, history, accuracy)
+                    if _should_stop(config, history):
+                        logger.info("No better validation accuracy for %d evaluations: stopping.", config.early_stop)
+                        break
+                elif config.checkpoint_period and step % config.checkpoint_period == 0:
+                    telemetry.flush()
+                    run.save(state, step, history, None)
+            except NonFiniteLossError as error:
+                raise run.explain_non_finite(error, state, history) from error
+            if signal.received:
+                telemetry.flush()
+                run.save(state, step, history, None)
+                raise Preempted(step, config.model_dir)
+        last = run.test(state.params)
+    return _finish(run, state.params, step, history, last, started)
+
+
+def _should_stop(config: TrainConfig, history: list[tuple[int, float]]) -> bool:
+    best = best_of(history)
+    if not config.early_stop or best is None:
+        return False
+    return sum(step > best[0] for step, _ in history) >= config.early_stop
+
+
+def _finish(
+    run: runs.Run, params: Any, step: int, history: list[tuple[int, float]], last: Evaluation, started: float
+) -> Result:
+    """Evaluates the selected step, writes predictions and summary."""
+    selected_step, validation_accuracy = best_of(history) or (step, float("nan"))
+    if selected_step != step:
+        params = run.restore_params(selected_step, jax.tree.map(abstract, params))
+    validation = run.validation(params)
+    test = last if selected_step == step else run.test(params)
+    validation.write(run.folder / "predictions_validation.jsonl")
+    test.write(run.folder / "predictions_test.jsonl")
+    config = run.config
+    result = Result(
+        dataset=run.store.meta.name,
+        method=config.method.name,
+        label_source=config.method.label_source,
+        fraction=config.fraction,
+        seed=config.seed,
+        validation_accuracy=validation_accuracy,
+        test_accuracy=test.accuracy,
+        test_accuracy_last=last.accuracy,
+        selected_step=selected_step,
+        steps=step,
+        seconds=round(time.perf_counter() - started, 3),
+    )
+    summary = {"result": dataclasses.asdict(result), "data": run.data_report, "config": config.to_json()}
+    temporary = run.folder / "summary.json.tmp"
+    temporary.write_text(json.dumps(summary, indent=1) + "\n")
+    temporary.replace(run.folder / "summary.json")
+    return result
