@@ -23,7 +23,6 @@ SPLITS = ("train", "validation", "test")
 DEFAULT_TEACHER = "llm"
 Value = int | float | str
 
-NO_TEACHER_ANSWER = "no_teacher_answer"
 LABEL_OUTSIDE_SET = "label_outside_set"
 NOTHING_TO_LEARN = "neither a gold label nor a teacher's answer"
 NO_GOLD_LABEL = "no gold label to evaluate against"
@@ -218,8 +217,10 @@ class Dataset:
 
     def _join(self, rows: Rows, teacher: str | None, required: bool) -> list[Example]:
         """The rows with the teacher's answers, which lie in the order of the rows of the whole source split."""
-        examples = list(rows.examples)
-        if teacher is None or self.parse is None or rows.folder is None:
+        if teacher is None:
+            return [dataclasses.replace(e, teacher=None) if e.teacher else e for e in rows.examples]
+        examples = [self._with_teacher(e, e.teacher) if e.teacher else e for e in rows.examples]
+        if self.parse is None or rows.folder is None:
             return examples
         if not answer_files(rows.folder, teacher, rows.answers_split):
             # A dataset without the default teacher's answers can still be learned from its gold labels, and held-out
@@ -239,17 +240,18 @@ class Dataset:
                 f"({files}); there must be one answer for each row, in the same order."
             )
         return [
-            dataclasses.replace(example, teacher=self._checked(self.parse(answer), example))
-            for example, answer in zip(examples, answers, strict=True)
+            self._with_teacher(example, self.parse(answer)) for example, answer in zip(examples, answers, strict=True)
         ]
 
-    def _checked(self, output: TeacherOutput, example: Example) -> TeacherOutput:
-        if output.label is None:
-            return output
-        label = self._fit(output.label, example)
-        if label is None:
-            return TeacherOutput(output.rationale, None, output.failure or LABEL_OUTSIDE_SET)
-        return dataclasses.replace(output, label=label)
+    def _with_teacher(self, example: Example, output: TeacherOutput) -> Example:
+        """The example with a teacher's output, whose label is checked against the label set."""
+        if output.label is not None:
+            label = self._fit(output.label, example)
+            if label is None:
+                output = TeacherOutput(output.rationale, None, output.failure or LABEL_OUTSIDE_SET)
+            elif label != output.label:
+                output = dataclasses.replace(output, label=label)
+        return example if output is example.teacher else dataclasses.replace(example, teacher=output)
 
     def _held_out(self, examples: list[Example], seed: int) -> dict[str, list[Example]]:
         """Train and the splits taken out of it; only labelled rows are held out. Rows keep their order."""
