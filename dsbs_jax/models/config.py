@@ -81,8 +81,8 @@ class T5Config:
         # The encoder splits the buckets between both directions, and half of each direction's are exact distances.
         if self.num_buckets < 4 or self.num_buckets % 2 or self.max_distance <= self.num_buckets // 2:
             raise ValueError(
-                f"T5Config: num_buckets is {self.num_buckets} and max_distance {self.max_distance}; num_buckets must be "
-                "even and at least 4, and max_distance greater than num_buckets / 2."
+                f"T5Config: num_buckets is {self.num_buckets} and max_distance {self.max_distance}; num_buckets must "
+                "be even and at least 4, and max_distance greater than num_buckets / 2."
             )
 
     def num_parameters(self) -> int:

@@ -1,0 +1,142 @@
+"""The sublayers of T5: norm, attention, feed-forward, dropout.
+
+Parameters carry logical axis names for sharding, and activations constraints by logical names, which do nothing where
+no axis rules are set. Initial scales are Mesh TensorFlow's.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dsbs_jax.models.config import T5Config
+
+# Finite, so that a query that sees no key (padding) gives numbers, which nothing reads, and not NaN.
+MASKED = -1e9
+
+
+def _projection(config: T5Config, features: int, axes: tuple[str, str], stddev: float) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        kernel_init=nn.with_logical_partitioning(nn.initializers.normal(stddev), axes),
+    )
+
+
+class Norm(nn.Module):
+    """Root mean square norm, in float32 (T5's layer norm: no mean, no bias)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., d_model] -> [..., d_model] in the config's dtype."""
+        config = self.config
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
+            (config.d_model,),
+            jnp.dtype(config.param_dtype),
+        )
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.epsilon)
+        return (x * scale).astype(config.dtype)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout of single elements, drawn from the `dropout` stream."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """[...] -> [...], the same dtype."""
+        rate = self.config.dropout_rate
+        if deterministic or rate == 0.0:
+            return x
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
+        return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+class Attention(nn.Module):
+    """Multi-head attention with T5's unscaled scores: the initial query weights carry the scale."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        width = config.num_heads * config.d_kv
+        inward, outward = ("embed", "joined_kv"), ("joined_kv", "embed")
+        self.query = _projection(config, width, inward, (config.d_model * config.d_kv) ** -0.5)
+        self.key = _projection(config, width, inward, config.d_model**-0.5)
+        self.value = _projection(config, width, inward, config.d_model**-0.5)
+        self.out = _projection(config, config.d_model, outward, width**-0.5)
+        self.dropout = Dropout(config)
+
+    def _split_heads(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.d_kv)
+        return nn.with_logical_constraint(x.swapaxes(1, 2), ("batch", "act_heads", "length", None))
+
+    def keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[batch, length, d_model] -> keys and values, each [batch, heads, length, d_kv]."""
+        return self._split_heads(self.key(x)), self._split_heads(self.value(x))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        keys_values: tuple[jax.Array, jax.Array],
+        position_bias: jax.Array | None,
+        mask: jax.Array,
+        deterministic: bool,
+    ) -> jax.Array:
+        """Attend from `x`.
+
+        Args:
+          x: [batch, length, d_model].
+          keys_values: each [batch, heads, key_length, d_kv].
+          position_bias: float32 [1, heads, length, key_length], or None for attention without positions.
+          mask: float32, 0 or `MASKED`, [batch, 1, length, key_length]. It is not joined with `position_bias`: the two
+            small arrays cost less to read than their [batch, heads, length, key_length] sum.
+          deterministic: whether to leave dropout out.
+
+        Returns:
+          [batch, length, d_model].
+        """
+        keys, values = keys_values
+        queries = self._split_heads(self.query(x))
+        scores = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32)
+        if position_bias is not None:
+            scores = scores + position_bias
+        weights = jax.nn.softmax(scores + mask, axis=-1).astype(self.config.dtype)
+        weights = self.dropout(weights, deterministic)
+        attended = jnp.einsum("bhqk,bhkd->bhqd", weights, values).swapaxes(1, 2)
+        return self.out(attended.reshape(*x.shape[:-1], -1))
+
+
+class FeedForward(nn.Module):
+    """Two matrices with a ReLU between (v1.0), or three with a gated GELU (v1.1; Shazeer 2020, arXiv 2002.05202)."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        config = self.config
+        inward, outward = ("embed", "mlp"), ("mlp", "embed")
+        if config.feed_forward == "relu":
+            self.wi = _projection(config, config.d_ff, inward, config.d_model**-0.5)
+        else:
+            self.wi_0 = _projection(config, config.d_ff, inward, config.d_model**-0.5)
+            self.wi_1 = _projection(config, config.d_ff, inward, config.d_model**-0.5)
+        self.wo = _projection(config, config.d_model, outward, config.d_ff**-0.5)
+        self.dropout = Dropout(config)
+
+    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
+        """[batch, length, d_model] -> [batch, length, d_model]."""
+        if self.config.feed_forward == "relu":
+            x = jax.nn.relu(self.wi(x))
+        else:
+            x = jax.nn.gelu(self.wi_0(x), approximate=True) * self.wi_1(x)
+        x = nn.with_logical_constraint(x, ("batch", "length", "act_mlp"))
+        return self.wo(self.dropout(x, deterministic))

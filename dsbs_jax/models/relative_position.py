@@ -1,0 +1,77 @@
+"""Relative positions: one learned bias per attention head and bucket of distances (Raffel et al. 2020, section 2.1)."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dsbs_jax.models.config import T5Config
+
+
+def relative_position_buckets(
+    distances: np.ndarray, bidirectional: bool, num_buckets: int, max_distance: int
+) -> np.ndarray:
+    """The bucket of each distance. Small distances have a bucket each, larger ones share buckets on a log scale.
+
+    Computed in float32 like the models that made the published weights: distances where the logarithm meets an
+    integer would change buckets in float64.
+
+    Args:
+      distances: int [...], key position minus query position, in tokens.
+      bidirectional: whether keys after the query have buckets of their own (encoder) or share that of distance 0.
+      num_buckets: as in `T5Config`.
+      max_distance: as in `T5Config`.
+
+    Returns:
+      int32 [...], in `[0, num_buckets)`.
+    """
+    offset = np.zeros_like(distances)
+    if bidirectional:
+        num_buckets //= 2
+        offset = np.where(distances > 0, num_buckets, 0)
+        distances = np.abs(distances)
+    else:
+        distances = np.maximum(-distances, 0)
+    exact = num_buckets // 2
+    ratio = np.maximum(distances, exact).astype(np.float32) / np.float32(exact)
+    scale = np.float32(math.log(max_distance / exact))
+    steps = (np.log(ratio) / scale * np.float32(num_buckets - exact)).astype(np.int32)
+    logarithmic = np.minimum(exact + steps, num_buckets - 1)
+    return (offset + np.where(distances < exact, distances, logarithmic)).astype(np.int32)
+
+
+class RelativeBias(nn.Module):
+    """The bias that one stack adds to the attention scores of all its layers."""
+
+    config: T5Config
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, length: int) -> jax.Array:
+        """float32 [1, heads, length, length], over (query, key) positions of a row.
+
+        Rows may hold several segments: within one, which is contiguous, differences of row positions are differences
+        of positions in the segment, and the mask hides the rest.
+        """
+        config = self.config
+        table = self.param(
+            "embedding",
+            nn.with_logical_partitioning(nn.initializers.normal(config.d_model**-0.5), ("relpos_buckets", "heads")),
+            (config.num_buckets, config.num_heads),
+            jnp.dtype(config.param_dtype),
+        )
+        # The bias depends on the distance alone, so look each distance up once: a lookup per (query, key) pair would
+        # be a scatter of length^2 rows in the backward pass. Distances are cyclic: 0..length-1, then -length..-1.
+        cycle = 2 * length
+        distances = (np.arange(cycle) + length) % cycle - length
+        buckets = relative_position_buckets(distances, self.bidirectional, config.num_buckets, config.max_distance)
+        by_distance = table.astype(jnp.float32)[buckets].T
+        # Repeating a cycle of n and reading rows of n - 1 shifts each row by one: row i starts at distance -i.
+        rows = jnp.broadcast_to(by_distance[:, None, :], (config.num_heads, length, cycle))
+        rows = rows.reshape(config.num_heads, length * cycle)[:, : length * (cycle - 1)]
+        bias = rows.reshape(1, config.num_heads, length, cycle - 1)[..., :length]
+        return nn.with_logical_constraint(bias, (None, "act_heads", None, None))
