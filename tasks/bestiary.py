@@ -273,6 +273,7 @@ DATASET = Dataset(
     name="bestiary",
     read=read,
     label_set=tuple(itertools.chain.from_iterable(attribute.values for attribute in ATTRIBUTES)),
+    vocabulary_file=VOCABULARY_PATH,
 )
 
 

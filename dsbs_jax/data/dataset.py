@@ -96,6 +96,7 @@ class Dataset:
       holdout_percent: how much of the labelled train rows is held out for a split that the source lacks, rounded up.
       files: the files that `read` would open: `files(data_dir, **arguments) -> list[Path]`; they are part of what
         identifies a token store. None where rows are generated.
+      vocabulary_file: a SentencePiece model of the dataset's own, without sentinels; None for T5's.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Dataset:
     arguments: tuple[tuple[str, Value], ...] = ()
     holdout_percent: int = 10
     files: Callable[..., list[Path]] | None = None
+    vocabulary_file: str | None = None
 
     def __post_init__(self) -> None:
         if "train" not in self.source_splits or not set(self.source_splits) <= set(SPLITS):
