@@ -63,6 +63,7 @@ class Checkpoints:
             preservation_policy=_KeepLatestAndBest(),
             cleanup_tmp_directories=True,
         )
+        self._saving: Any = None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -93,7 +94,7 @@ class Checkpoints:
         """
         if step in self.steps:
             return
-        self._checkpointer.save_checkpointables_async(
+        self._saving = self._checkpointer.save_checkpointables_async(
             step,
             {"params": params, "optimizer": optimizer},
             force=True,
@@ -101,13 +102,41 @@ class Checkpoints:
             custom_metadata=record,
         )
 
+    def wait(self) -> None:
+        """Returns when the last save is on disk; raises what went wrong with it."""
+        if self._saving is not None:
+            self._saving.result()
+            self._saving = None
+
     def record(self, step: int) -> dict[str, Any]:
         """The JSON record saved with a step."""
-        metadata = self._checkpointer.checkpointables_metadata(step)
-        return dict(metadata.custom_metadata or {})
+        self.wait()
+        return dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
 
     def restore(self, step: int, params: Any, optimizer: Any = None) -> Restored:
-        """Reads one step into the given abstract trees (shapes, dtypes, shardings); optimiser state only if asked."""
+        """Reads one step into the given abstract trees (shapes, dtypes, shardings); optimiser state only if asked.
+
+        Raises:
+          ValueError: where the saved weights have other names or shapes; lists them.
+        """
+        self.wait()
+        saved = self._checkpointer.checkpointables_metadata(step).metadata["params"]
+        _check_shapes(saved, params, f"{self._checkpointer.directory}/{step}")
         wanted = {"params": params} | ({} if optimizer is None else {"optimizer": optimizer})
         loaded = self._checkpointer.load_checkpointables(step, wanted)
         return Restored(step, loaded["params"], loaded.get("optimizer"), self.record(step))
+
+
+def _check_shapes(saved: Any, wanted: Any, where: str) -> None:
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+    have, want = shapes(saved), shapes(wanted)
+    differ = [
+        f"{name} (saved {have.get(name, 'not')}, the model has {want.get(name, 'none')})"
+        for name in sorted(have.keys() | want.keys())
+        if have.get(name) != want.get(name)
+    ]
+    if differ:
+        raise ValueError(f"The checkpoint {where} holds another model's weights: {', '.join(differ)}.")

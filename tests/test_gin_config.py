@@ -1,0 +1,98 @@
+"""The gin edge: found by name, refused in one sentence, and the printed configuration builds the same run again."""
+
+import dataclasses
+import pathlib
+
+import pytest
+
+from dsbs_jax import gin_config
+from dsbs_jax.models.config import SIZES, T5Config, t5_config
+from dsbs_jax.training.config import TrainConfig, changed_fields
+
+BASE = ("runs/train", "datasets/bestiary", "models/tiny")
+MODEL_DIR = "MODEL_DIR='somewhere'"
+
+
+def make(files=BASE, bindings=(MODEL_DIR,)) -> TrainConfig:
+    gin_config.parse(files, bindings)
+    return gin_config.make(TrainConfig)
+
+
+def test_files_are_found_by_name_with_and_without_ending_and_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = gin_config.root() / "datasets" / "cqa.gin"
+    for name in ("datasets/cqa", "datasets/cqa.gin", "gin/datasets/cqa.gin", str(expected)):
+        assert gin_config.find(name).resolve() == expected.resolve()
+    own = tmp_path / "mine.gin"
+    own.write_text("TRAIN_STEPS = 7\n")
+    assert make((*BASE, "mine")).steps == 7
+
+
+def test_later_files_and_bindings_win(tmp_path):
+    own = tmp_path / "own.gin"
+    own.write_text("TRAIN_STEPS = 7\nBATCH_SIZE = 8\n")
+    config = make((*BASE, str(own)), (MODEL_DIR, "BATCH_SIZE=16"))
+    assert (config.steps, config.batch_size) == (7, 16)
+
+
+def test_includes_are_followed(tmp_path):
+    own = tmp_path / "own.gin"
+    own.write_text("include 'datasets/bestiary.gin'\ninclude 'models/tiny.gin'\nTRAIN_STEPS = 3\n")
+    assert make(("runs/train", str(own))).steps == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "bindings", "sentence"),
+    [
+        (("runs/train", "datasets/cqaa"), (), r"no gin file 'datasets/cqaa'.*Did you mean datasets/cqa\.gin\?"),
+        (BASE, ("TRAIN_STPES=5",), r"--gin\.TRAIN_STPES=5: nothing reads the macro TRAIN_STPES\. Did you mean TRAIN_STEPS"),
+        (BASE, ("T5Config.d_modl=5",), r"T5Config has no parameter 'd_modl'\. Did you mean d_model\?"),
+        (BASE, ("T5Confg.d_model=5",), r"nothing called T5Confg to configure\. Did you mean T5Config\?"),
+        (BASE, ("TRAIN_STEPS==",), r"TRAIN_STEPS==.*"),
+        (BASE, ("TRAIN_STEPS=@nothing()",), r"nothing"),
+        (BASE, (MODEL_DIR, "TRAIN_STEPS=0"), r"steps is 0; it must be at least 1"),
+        (BASE, (MODEL_DIR, "METHOD='stepbystep'"), r"There is no method 'stepbystep'"),
+        (BASE, (MODEL_DIR, "FRACTION=12.5"), r"fraction is 12\.5; it must lie in \(0, 1\]"),
+        (BASE, (), r"Missing required value: give --gin\.MODEL_DIR=\.\.\."),
+        (("runs/train", "models/tiny"), (MODEL_DIR,), r"MIXTURE_OR_TASK_NAME"),
+        (("runs/train", "datasets/bestiary"), (MODEL_DIR,), r"MODEL"),
+    ],
+)
+def test_what_does_not_exist_is_refused_in_one_sentence(files, bindings, sentence):
+    with pytest.raises(gin_config.ConfigError, match=sentence) as refusal:
+        make(files, bindings)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_operative_config_makes_the_same_run_again(tmp_path):
+    config = make((*BASE, "methods/single_task"), (MODEL_DIR, "LEARNING_RATE=0.5", "OptimizerConfig.clip_norm=None"))
+    saved = tmp_path / "config.gin"
+    saved.write_text(gin_config.operative())
+    assert make((str(saved),), ()) == config
+
+
+def test_every_gin_file_parses():
+    for name in gin_config.names():
+        files = ("runs/train", name) if not name.startswith("runs/") else ("runs/train", *({name} - {"runs/train.gin"}))
+        gin_config.parse(files, (MODEL_DIR,))
+
+
+@pytest.mark.parametrize(("version", "size"), [(version, size) for version in SIZES for size in SIZES[version]])
+def test_model_files_hold_the_published_sizes(version, size):
+    name = {"v1_0": "t5", "v1_1": "t5_1_1"}[version] + f"_{size}"
+    gin_config.parse(("runs/train", f"models/{name}"), (MODEL_DIR,))
+    assert gin_config.make(T5Config) == t5_config(version, size)
+
+
+def test_changed_fields_are_named_and_places_may_change():
+    config = make()
+    before = config.to_json()
+    moved = dataclasses.replace(config, model_dir="elsewhere", log_period=1)
+    assert changed_fields(before, moved.to_json()) == []
+    changed = dataclasses.replace(config, seed=5, optimizer=dataclasses.replace(config.optimizer, learning_rate=1.0))
+    assert [field.split()[0] for field in changed_fields(before, changed.to_json())] == ["optimizer.learning_rate", "seed"]
+
+
+def test_root_is_where_the_package_is():
+    assert (gin_config.root() / "runs" / "train.gin").is_file()
+    assert pathlib.Path(gin_config.root()).name == "gin"

@@ -1,0 +1,58 @@
+"""Checkpoints: newest and best are kept, both come back bit for bit, half-written ones are never seen."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dsbs_jax.training.checkpoints import Checkpoints, abstract, best_of
+
+
+def state(value: float):
+    params = {"layer": {"kernel": jnp.full((3, 5), float(value))}, "scale": jnp.full((5,), value, jnp.bfloat16)}
+    return params, (params, {"count": jnp.asarray(int(value), jnp.int32)})
+
+
+def test_best_of_prefers_the_earliest_among_equals():
+    assert best_of([(10, 0.5), (20, 0.75), (30, 0.75), (40, 0.1)]) == (20, 0.75)
+    assert best_of([]) is None
+
+
+def test_newest_and_best_are_kept_with_their_records(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, accuracy in ((10, 0.1), (20, 0.5), (30, 0.5), (40, 0.2), (45, None)):
+            checkpoints.save(step, *state(step), {"history": [step]}, accuracy)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [20, 45]
+        assert checkpoints.record(20) == {"history": [20]}
+        for step in (20, 45):
+            params, optimizer = state(step)
+            restored = checkpoints.restore(step, abstract(params), abstract(optimizer))
+            jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.optimizer), (params, optimizer))
+            assert jax.tree.map(lambda x: x.dtype, restored.params) == jax.tree.map(lambda x: x.dtype, params)
+
+
+def test_weights_come_back_without_the_optimizer(tmp_path):
+    params, optimizer = state(3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params, optimizer, {}, None)
+        assert checkpoints.restore(1, abstract(params)).optimizer is None
+
+
+def test_a_folder_that_was_never_committed_is_no_checkpoint(tmp_path):
+    params, optimizer = state(3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params, optimizer, {}, None)
+    # What a process killed while saving leaves behind.
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps == [1]
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    params, optimizer = state(3)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params, optimizer, {}, None)
+    wrong = abstract(params) | {"scale": jax.ShapeDtypeStruct((7,), jnp.bfloat16, sharding=params["scale"].sharding)}
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"another model.s weights: scale \(saved \(5,\), the model has \(7,\)\)"):
+        checkpoints.restore(1, wrong)
