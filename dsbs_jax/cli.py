@@ -54,13 +54,17 @@ def _parser() -> argparse.ArgumentParser:
             help=help,
             description=help,
             epilog=f"example: {EXAMPLES[name]}",
+            allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if gin:
             sub.add_argument("--gin_file", action="append", default=[], help="gin file, by path or name; repeatable")
             sub.add_argument("--data_dir", help="folder of datasets (default: the environment's DSBS_DATA_DIR)")
             sub.add_argument_group("gin").add_argument(
-                "--gin.NAME", metavar="VALUE", dest="unused", help="bind a macro or parameter, e.g. --gin.TRAIN_STEPS=100"
+                "--gin.NAME",
+                metavar="VALUE",
+                dest="unused",
+                help="bind a macro or parameter, e.g. --gin.TRAIN_STEPS=100",
             )
         sub.set_defaults(run=run, takes_gin=gin)
         return sub
@@ -106,7 +110,9 @@ def _set_up_logging() -> None:
     logging.getLogger("dsbs_jax").setLevel(logging.INFO)
 
 
-def _parse_gin(arguments: argparse.Namespace, bindings: Sequence[str], *files: str) -> None:
+def _parse_gin(
+    arguments: argparse.Namespace, bindings: Sequence[str], *files: str, unneeded: Sequence[str] = ()
+) -> None:
     """The base files, then the user's, then flags, then --gin.X: later ones win."""
     from dsbs_jax import gin_config
 
@@ -116,19 +122,19 @@ def _parse_gin(arguments: argparse.Namespace, bindings: Sequence[str], *files: s
         flags.append(f"DATA_DIR={data_dir!r}")
     if getattr(arguments, "model_dir", None):
         flags.append(f"MODEL_DIR={arguments.model_dir!r}")
-    gin_config.parse([*files, *arguments.gin_file], [*flags, *bindings])
+    gin_config.parse([*files, *arguments.gin_file], [*flags, *bindings], unneeded)
 
 
 def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     from dsbs_jax import gin_config
     from dsbs_jax.experiments import demo
 
-    _parse_gin(arguments, [f"MODEL_DIR={arguments.output!r}", *bindings], "runs/train", "runs/demo")
+    arguments.model_dir = arguments.output
+    _parse_gin(arguments, bindings, "runs/train", "runs/demo")
     print(demo.run(gin_config.make(demo.DemoConfig)))
 
 
 def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
-    from dsbs_jax import gin_config
     from dsbs_jax.data import inspect
 
     if arguments.action == "list":
@@ -136,22 +142,26 @@ def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
         return
     if not arguments.dataset:
         raise ValueError(f"Name a dataset: dsbs data {arguments.action} NAME; `dsbs data list` shows them.")
-    arguments.gin_file.insert(0, f"datasets/{arguments.dataset}")
-    request = _request(arguments, bindings)
+    request = _store_request(arguments, bindings, f"datasets/{arguments.dataset}")
     if arguments.action == "show":
         print(inspect.show(request, arguments.split, arguments.n))
     else:
         print(inspect.check(request, as_json=arguments.json))
 
 
-def _request(arguments: argparse.Namespace, bindings: Sequence[str]):
+def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    from dsbs_jax import gin_config
+    from dsbs_jax.data.prepare import ensure_store
+
+    request = _store_request(arguments, bindings)
+    print(ensure_store(request, gin_config.macro("STORE_DIR")))
+
+
+def _store_request(arguments: argparse.Namespace, bindings: Sequence[str], *files: str):
     from dsbs_jax import gin_config
 
-    return gin_config.store_request()
-
-
-def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
-    raise NotImplementedError
+    _parse_gin(arguments, bindings, "runs/train", *files, unneeded=("MODEL_DIR", "MODEL"))
+    return gin_config.make_store_request()
 
 
 def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -159,6 +169,7 @@ def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json
 
     from dsbs_jax import gin_config
+    from dsbs_jax.sharding.distributed import initialize
     from dsbs_jax.training import loop
     from dsbs_jax.training.config import TrainConfig
 
@@ -166,17 +177,56 @@ def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     config = gin_config.make(TrainConfig)
     operative = gin_config.operative()
     print(operative, file=sys.stderr)
-    result = loop.train(config, operative)
-    print(json.dumps(dataclasses.asdict(result)))
+    initialize()
+    print(json.dumps(dataclasses.asdict(loop.train(config, operative))))
+
+
+def _student(arguments: argparse.Namespace, bindings: Sequence[str]):
+    import os.path
+
+    from dsbs_jax import gin_config
+    from dsbs_jax.training.config import TrainConfig
+    from dsbs_jax.training.student import load_student
+
+    saved = os.path.join(arguments.model_dir, "config.gin")
+    if not os.path.isfile(saved):
+        raise FileNotFoundError(f"There is no {saved}: --model_dir must be the folder of a run of `dsbs train`.")
+    _parse_gin(arguments, bindings, "runs/train", saved)
+    return load_student(gin_config.make(TrainConfig), arguments.step)
 
 
 def _eval(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
-    raise NotImplementedError
+    import json
+    import pathlib
+
+    student = _student(arguments, bindings)
+    evaluation = student.evaluate(arguments.split)
+    if arguments.output:
+        evaluation.write(pathlib.Path(arguments.output))
+    rows = len(evaluation.rows)
+    print(json.dumps({"split": arguments.split, "step": student.step, "rows": rows, "accuracy": evaluation.accuracy}))
 
 
 def _predict(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
-    raise NotImplementedError
+    import json
+    import pathlib
+
+    from dsbs_jax.training.student import read_inputs
+
+    text = sys.stdin.read() if arguments.input == "-" else pathlib.Path(arguments.input).read_text()
+    inputs = read_inputs(text, arguments.input)
+    predictions = _student(arguments, bindings).predict(inputs)
+    lines = "".join(
+        json.dumps({"input": question, "prediction": answer}, ensure_ascii=False) + "\n"
+        for question, answer in zip(inputs, predictions, strict=True)
+    )
+    if arguments.output == "-":
+        sys.stdout.write(lines)
+    else:
+        pathlib.Path(arguments.output).write_text(lines)
 
 
 def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
-    raise NotImplementedError
+    from dsbs_jax.experiments import bench
+
+    print(bench.train(arguments.data_dir, arguments.steps))

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import inspect
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import gin
-from gin import config_parser
-
 import dsbs_jax
+import gin
 from dsbs_jax import schema
-from dsbs_jax.data.dataset import CustomDataset
+from dsbs_jax.data.custom import CustomDataset
+from dsbs_jax.data.locations import find_vocabulary_file
 from dsbs_jax.data.prepare import StoreRequest
 from dsbs_jax.data.vocabulary import Vocabulary
 from dsbs_jax.models.config import T5Config
@@ -27,8 +27,44 @@ from dsbs_jax.sharding.mesh import MeshConfig
 from dsbs_jax.teacher.parsers import MarkerParser
 from dsbs_jax.training.config import TrainConfig
 from dsbs_jax.training.optimizers import OptimizerConfig
+from gin import config_parser
 
 T = TypeVar("T")
+
+
+def find_vocabulary(path: str | None, extra_ids: int, data_dir: str | None) -> Vocabulary:
+    """The vocabulary that a run names, else the one that lies with its data.
+
+    Args:
+      path: a SentencePiece model file; or the name of a dataset that comes with a vocabulary of its own.
+      extra_ids: sentinels after the pieces.
+      data_dir: where to look otherwise.
+
+    Raises:
+      FileNotFoundError: nothing is named, and none lies with the data.
+    """
+    tasks = importlib.util.find_spec("dsbs_jax.tasks")  # Where they lie; nothing is imported.
+    packaged = pathlib.Path(((tasks and tasks.submodule_search_locations) or [""])[0]) / f"{path}_spiece.model"
+    found = str(packaged) if packaged.is_file() else find_vocabulary_file(path, data_dir)
+    if found is None:
+        raise FileNotFoundError(
+            "Which vocabulary? Set VOCABULARY (or the environment's DSBS_VOCABULARY) to T5's spiece.model, or put it "
+            "as vocab/spiece.model into the data folder."
+        )
+    return Vocabulary(found, extra_ids)
+
+
+def feature_lengths(lengths: Mapping[str, int]) -> tuple[int, int]:
+    """T5X's TASK_FEATURE_LENGTHS, {'inputs': ..., 'targets': ...}, as (inputs, targets)."""
+    if set(lengths) != {"inputs", "targets"}:
+        raise ValueError(f"TASK_FEATURE_LENGTHS is {dict(lengths)}; it must give 'inputs' and 'targets'.")
+    return lengths["inputs"], lengths["targets"]
+
+
+def dataset_arguments(arguments: Mapping[str, int | float | str]) -> tuple[tuple[str, int | float | str], ...]:
+    """Named arguments as sorted pairs."""
+    return tuple(sorted(arguments.items()))
+
 
 _CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     CustomDataset,
@@ -42,7 +78,11 @@ _CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     schema.Method,
     schema.TaskFormat,
     schema.make_method,
+    dataset_arguments,
+    feature_lengths,
+    find_vocabulary,
 )
+_PARAMETERS = {c.__name__: list(inspect.signature(c).parameters) for c in _CONFIGURABLES}
 _REGISTERED = {c.__name__: gin.external_configurable(c, name=c.__name__, module="dsbs") for c in _CONFIGURABLES}
 
 
@@ -75,28 +115,47 @@ def find(name: str) -> pathlib.Path:
     raise ConfigError(f"There is no gin file {name!r}, neither here nor below {root()}.{_nearest(name, names())}")
 
 
-def parse(files: Sequence[str], bindings: Sequence[str] = ()) -> None:
+def parse(files: Sequence[str], bindings: Sequence[str] = (), unneeded: Sequence[str] = ()) -> None:
     """Reads gin files in order, then bindings such as `TRAIN_STEPS=100`; later ones win.
 
+    Args:
+      files: paths or names, see `find`.
+      bindings: as after `--gin.` on the command line.
+      unneeded: REQUIRED macros that what is about to be built does not read.
+
     Raises:
-      ConfigError: an absent file, a syntax error, a parameter, configurable or macro that does not exist.
+      ConfigError: an absent file, a syntax error, a parameter, configurable or macro that does not exist, or a REQUIRED
+        macro without a value.
     """
     gin.clear_config()
     paths = [find(name) for name in files]
     gin.add_config_file_search_path(str(root()))
     with _one_sentence():
-        _check_names(paths, bindings)
+        missing = _check_names(paths, bindings) - set(unneeded)
         gin.parse_config_files_and_bindings([str(path) for path in paths], list(bindings), finalize_config=False)
+    if missing:
+        wanted = " and ".join(f"--gin.{name}=..." for name in sorted(missing))
+        raise ConfigError(f"Values are missing: give {wanted}, or a --gin_file that sets them.")
 
 
-def make(configurable: type[T], **arguments: Any) -> T:
+def make(configurable: Callable[..., T]) -> T:
     """Builds one of the lent dataclasses from what was parsed.
 
     Raises:
-      ConfigError: a REQUIRED value is missing, or the dataclass refuses a value.
+      ConfigError: the dataclass refuses a value.
     """
     with _one_sentence():
-        return _REGISTERED[configurable.__name__](**arguments)
+        return _REGISTERED[configurable.__name__]()
+
+
+def make_store_request() -> StoreRequest:
+    """The token store that a run of what was parsed would read."""
+    return make(StoreRequest).for_method(make(schema.make_method))
+
+
+def macro(name: str) -> Any:
+    """The value of a macro of what was parsed."""
+    return gin.query_parameter(f"{name}/macro.value")
 
 
 def operative() -> str:
@@ -105,17 +164,19 @@ def operative() -> str:
 
 
 class _References(config_parser.ParserDelegate):
-    """Notes the macros a gin file reads."""
+    """Notes the macros a gin file reads; stands in for the values themselves."""
+
+    REQUIRED = object()
 
     def __init__(self) -> None:
         self.macros: set[str] = set()
 
-    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> str:
+    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> object:
         return scoped_configurable_name
 
-    def macro(self, macro_name: str) -> str:
+    def macro(self, macro_name: str) -> object:
         self.macros.add(macro_name)
-        return macro_name
+        return self.REQUIRED if macro_name == "gin.REQUIRED" else macro_name
 
 
 def _statements(text: str, references: _References) -> Iterator[Any]:
@@ -126,28 +187,36 @@ def _statements(text: str, references: _References) -> Iterator[Any]:
             yield statement
 
 
-def _check_names(paths: Sequence[pathlib.Path], bindings: Sequence[str]) -> None:
-    """Refuses macros that nothing reads, and parameters that do not exist: gin itself is silent about the former."""
+def _check_names(paths: Sequence[pathlib.Path], bindings: Sequence[str]) -> set[str]:
+    """Refuses macros that nothing reads (gin itself is silent about them) and parameters that do not exist.
+
+    Returns:
+      The macros whose last word is REQUIRED.
+    """
     references = _References()
-    bound: list[tuple[str, str]] = []
+    bound: dict[str, tuple[str, Any]] = {}
     for source, text in [(str(p), p.read_text()) for p in paths] + [(f"--gin.{b}", b) for b in bindings]:
-        for statement in _statements(text, references):
-            if not isinstance(statement, config_parser.BindingStatement):
-                continue
-            if statement.arg_name:
-                _check_parameter(source, statement.selector, statement.arg_name)
-            else:
-                bound.append((source, statement.selector))
-    for source, name in bound:
-        if name not in references.macros and name != "gin.REQUIRED":
+        try:
+            for statement in _statements(text, references):
+                if not isinstance(statement, config_parser.BindingStatement):
+                    continue
+                if statement.arg_name:
+                    _check_parameter(source, statement.selector, statement.arg_name)
+                else:
+                    bound[statement.selector] = (source, statement.value)
+        except SyntaxError as error:
+            raise ConfigError(f"{source}: line {error.lineno}: {error.msg}") from error
+    for name, (source, _) in bound.items():
+        if name not in references.macros:
             raise ConfigError(f"{source}: nothing reads the macro {name}.{_nearest(name, references.macros)}")
+    return {name for name, (_, value) in bound.items() if value is _References.REQUIRED}
 
 
 def _check_parameter(source: str, selector: str, parameter: str) -> None:
     name = selector.rsplit(".", 1)[-1]
     if name not in _REGISTERED:
         raise ConfigError(f"{source}: there is nothing called {selector} to configure.{_nearest(name, _REGISTERED)}")
-    known = list(inspect.signature(_REGISTERED[name]).parameters)
+    known = _PARAMETERS[name]
     if parameter not in known:
         raise ConfigError(f"{source}: {name} has no parameter {parameter!r}.{_nearest(parameter, known)}")
 
@@ -168,20 +237,6 @@ def _one_sentence() -> Iterator[None]:
 
 
 def _explain(message: str) -> str:
-    """Gin's message without its call stack; a missing REQUIRED value by the name the user sets."""
-    missing = re.search(r"Required bindings for `(\w+)` not provided in config: \[(.*?)\]", message)
-    if missing:
-        wanted = [f"{missing[1]}.{parameter}" for parameter in re.findall(r"'(\w+)'", missing[2])]
-        macros = _macros_behind(wanted)
-        return "Missing required value: " + ", ".join(f"give --gin.{name}=..." for name in macros) + "."
+    """Gin's message without its call stack."""
     message = re.sub(r"\s*In call to configurable .*", "", message, flags=re.DOTALL)
     return " ".join(message.split())
-
-
-def _macros_behind(parameters: Sequence[str]) -> list[str]:
-    """The macro that a parameter is bound to, where it is: people set `MODEL_DIR`, not `TrainConfig.model_dir`."""
-    found = []
-    for parameter in parameters:
-        binding = re.search(rf"^{re.escape(parameter)} = %(\w+)$", gin.config_str(), flags=re.MULTILINE)
-        found.append(binding[1] if binding else parameter)
-    return found

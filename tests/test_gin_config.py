@@ -45,17 +45,21 @@ def test_includes_are_followed(tmp_path):
     ("files", "bindings", "sentence"),
     [
         (("runs/train", "datasets/cqaa"), (), r"no gin file 'datasets/cqaa'.*Did you mean datasets/cqa\.gin\?"),
-        (BASE, ("TRAIN_STPES=5",), r"--gin\.TRAIN_STPES=5: nothing reads the macro TRAIN_STPES\. Did you mean TRAIN_STEPS"),
+        (
+            BASE,
+            ("TRAIN_STPES=5",),
+            r"--gin\.TRAIN_STPES=5: nothing reads the macro TRAIN_STPES\. Did you mean TRAIN_STEPS",
+        ),
         (BASE, ("T5Config.d_modl=5",), r"T5Config has no parameter 'd_modl'\. Did you mean d_model\?"),
         (BASE, ("T5Confg.d_model=5",), r"nothing called T5Confg to configure\. Did you mean T5Config\?"),
-        (BASE, ("TRAIN_STEPS==",), r"TRAIN_STEPS==.*"),
+        (BASE, ("TRAIN_STEPS==",), r"^--gin\.TRAIN_STEPS==: line 1: "),
         (BASE, ("TRAIN_STEPS=@nothing()",), r"nothing"),
         (BASE, (MODEL_DIR, "TRAIN_STEPS=0"), r"steps is 0; it must be at least 1"),
         (BASE, (MODEL_DIR, "METHOD='stepbystep'"), r"There is no method 'stepbystep'"),
         (BASE, (MODEL_DIR, "FRACTION=12.5"), r"fraction is 12\.5; it must lie in \(0, 1\]"),
-        (BASE, (), r"Missing required value: give --gin\.MODEL_DIR=\.\.\."),
-        (("runs/train", "models/tiny"), (MODEL_DIR,), r"MIXTURE_OR_TASK_NAME"),
-        (("runs/train", "datasets/bestiary"), (MODEL_DIR,), r"MODEL"),
+        (BASE, (), r"Values are missing: give --gin\.MODEL_DIR=\.\.\., or"),
+        (("runs/train", "models/tiny"), (MODEL_DIR,), r"give --gin\.MIXTURE_OR_TASK_NAME="),
+        (("runs/train", "datasets/bestiary"), (MODEL_DIR,), r"give --gin\.MODEL=\.\.\., or"),
     ],
 )
 def test_what_does_not_exist_is_refused_in_one_sentence(files, bindings, sentence):
@@ -74,13 +78,13 @@ def test_the_operative_config_makes_the_same_run_again(tmp_path):
 def test_every_gin_file_parses():
     for name in gin_config.names():
         files = ("runs/train", name) if not name.startswith("runs/") else ("runs/train", *({name} - {"runs/train.gin"}))
-        gin_config.parse(files, (MODEL_DIR,))
+        gin_config.parse(files, (MODEL_DIR,), unneeded=("MIXTURE_OR_TASK_NAME", "MODEL"))
 
 
 @pytest.mark.parametrize(("version", "size"), [(version, size) for version in SIZES for size in SIZES[version]])
 def test_model_files_hold_the_published_sizes(version, size):
     name = {"v1_0": "t5", "v1_1": "t5_1_1"}[version] + f"_{size}"
-    gin_config.parse(("runs/train", f"models/{name}"), (MODEL_DIR,))
+    gin_config.parse(("runs/train", f"models/{name}"), (MODEL_DIR,), unneeded=("MIXTURE_OR_TASK_NAME",))
     assert gin_config.make(T5Config) == t5_config(version, size)
 
 
@@ -90,7 +94,10 @@ def test_changed_fields_are_named_and_places_may_change():
     moved = dataclasses.replace(config, model_dir="elsewhere", log_period=1)
     assert changed_fields(before, moved.to_json()) == []
     changed = dataclasses.replace(config, seed=5, optimizer=dataclasses.replace(config.optimizer, learning_rate=1.0))
-    assert [field.split()[0] for field in changed_fields(before, changed.to_json())] == ["optimizer.learning_rate", "seed"]
+    assert [field.split()[0] for field in changed_fields(before, changed.to_json())] == [
+        "optimizer.learning_rate",
+        "seed",
+    ]
 
 
 def test_root_is_where_the_package_is():

@@ -1,7 +1,7 @@
 """The only module that speaks to Orbax: a run's checkpoints, newest and best, saved in the background.
 
-A checkpoint is one folder `{folder}/{step}` with two Orbax items, `params` and `optimizer` (so that evaluation reads the
-weights alone), and a JSON record of everything else a resume needs: data position, seed, configuration, vocabulary.
+A checkpoint is one folder `{folder}/{step}` with two Orbax items, `params` and `optimizer` (so that evaluation reads
+the weights alone), and a JSON record of everything else a resume needs: data position, seed, configuration, vocabulary.
 Orbax commits a folder by renaming it, so a process killed mid-save leaves no checkpoint that could be mistaken for one.
 """
 

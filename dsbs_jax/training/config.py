@@ -91,7 +91,7 @@ class TrainConfig:
 
     def store_request(self) -> StoreRequest:
         """The token store this run reads."""
-        return dataclasses.replace(self.data, tasks=self.method.tasks, label_source=self.method.label_source)
+        return self.data.for_method(self.method)
 
     def to_json(self) -> dict[str, Any]:
         """Every field, as JSON: what a checkpoint remembers of the run."""

@@ -1,6 +1,6 @@
 """The training job, top to bottom: step, evaluate, save, stop, report.
 
-Everything a run needs is built and checked by `runs.start` before the first step; what happens between steps is here.
+Everything a run needs is built and checked by `run.start` before the first step; what happens between steps is here.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import logging
 import time
 from typing import Any
 
-import jax
-
 from dsbs_jax.inference.evaluation import Evaluation
 from dsbs_jax.training import run as runs
-from dsbs_jax.training.checkpoints import abstract, best_of
+from dsbs_jax.training.checkpoints import best_of
 from dsbs_jax.training.config import TrainConfig
 from dsbs_jax.training.preemption import Preempted, PreemptionSignal
 from dsbs_jax.training.telemetry import NonFiniteLossError
@@ -44,11 +42,15 @@ class Result:
     seconds: float
 
 
-def train(config: TrainConfig) -> Result:
+def train(config: TrainConfig, operative_config: str = "") -> Result:
     """Trains one student, or goes on where a killed run stopped, and evaluates it.
 
     The run's folder gets `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `predictions_{validation,test}.jsonl` (of the
     selected step), and `summary.json`. A finished run is not run again: its summary is returned.
+
+    Args:
+      config: the run.
+      operative_config: the gin configuration it came from, saved as `config.gin`; empty for library users.
 
     Raises:
       ValueError, OSError: anything wrong with configuration, data or folders, before the first step.
@@ -56,16 +58,16 @@ def train(config: TrainConfig) -> Result:
       Preempted: SIGTERM arrived; the state is saved.
     """
     started = time.perf_counter()
-    finished = runs.finished_summary(config)
-    if finished is not None:
-        logger.info("%s is finished; its summary stands in summary.json.", config.model_dir)
-        return Result(**finished["result"])
-    run = runs.start(config)
+    if finished := runs.finished_result(config):
+        logger.info("%s is finished: its result stands in summary.json.", config.model_dir)
+        return Result(**finished)
+    run = runs.start(config, operative_config)
     state, history = run.state, run.history
     with run.checkpoints, run.telemetry as telemetry, PreemptionSignal() as signal:
         step = int(state.step)
-        for step, batch, stats in run.batches(first=step):
-            state, metrics = run.train_step(state, run.put(batch))
+        # A run killed between its last evaluation and its summary has no step left to do.
+        for step, batch, stats in () if _should_stop(config, history) else run.batches():
+            state, metrics = run.train_step(state, batch)
             try:
                 telemetry.train_step(step, metrics, stats)
                 if step % config.eval_period == 0 or step == config.steps:
@@ -87,7 +89,7 @@ def train(config: TrainConfig) -> Result:
                 run.save(state, step, history, None)
                 raise Preempted(step, config.model_dir)
         last = run.test(state.params)
-    return _finish(run, state.params, step, history, last, started)
+        return _finish(run, state.params, step, history, last, started)
 
 
 def _should_stop(config: TrainConfig, history: list[tuple[int, float]]) -> bool:
@@ -103,7 +105,7 @@ def _finish(
     """Evaluates the selected step, writes predictions and summary."""
     selected_step, validation_accuracy = best_of(history) or (step, float("nan"))
     if selected_step != step:
-        params = run.restore_params(selected_step, jax.tree.map(abstract, params))
+        params = run.restore_params(selected_step, params)
     validation = run.validation(params)
     test = last if selected_step == step else run.test(params)
     validation.write(run.folder / "predictions_validation.jsonl")

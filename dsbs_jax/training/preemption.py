@@ -17,7 +17,7 @@ class Preempted(Exception):
 
 
 class PreemptionSignal:
-    """Context in which SIGTERM only sets `received`. Outside the main thread, where signals cannot be taken, a no-op."""
+    """Context in which SIGTERM only sets `received`. A no-op outside the main thread, where no signal arrives."""
 
     def __init__(self) -> None:
         self.received = False

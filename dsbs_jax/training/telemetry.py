@@ -1,6 +1,6 @@
 """What a run tells while it runs: JSON lines, TensorBoard, a progress bar or plain lines.
 
-Device values arrive as JAX arrays and are read two steps late, when they are long finished: the host never waits for the
+Device values arrive as JAX arrays and are read two steps late, when they are finished: the host never waits for the
 step it has just dispatched, and yet never runs further ahead than that.
 """
 
@@ -13,6 +13,7 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -28,9 +29,10 @@ logger = logging.getLogger(__name__)
 class NonFiniteLossError(FloatingPointError):
     """The loss or a gradient stopped being a number at `step`."""
 
-    def __init__(self, step: int, values: dict[str, float]):
-        super().__init__(f"step {step}: the loss is not finite ({values})")
-        self.step = step
+    def __init__(self, step: int, values: dict[str, float], more: str = ""):
+        numbers = ", ".join(f"{name} {value:g}" for name, value in values.items())
+        super().__init__(f"Step {step}: the loss or a gradient is not finite ({numbers}).{more}")
+        self.step, self.values = step, values
 
 
 class Telemetry:
@@ -38,13 +40,16 @@ class Telemetry:
 
     Args:
       folder: gets `metrics.jsonl` and TensorBoard event files.
-      start_step: steps finished before this process; later lines of an interrupted run are dropped, they will come again.
+      start_step: steps finished before this process; an interrupted run's later lines are dropped, they come again.
       total_steps: for the progress bar.
       period: steps between lines.
+      tasks: the method's task names, which the entries of per-task metrics belong to.
       progress: draw a bar where standard error is a terminal; elsewhere plain lines are logged.
     """
 
-    def __init__(self, folder: pathlib.Path, start_step: int, total_steps: int, period: int, progress: bool):
+    def __init__(
+        self, folder: pathlib.Path, start_step: int, total_steps: int, period: int, tasks: Sequence[str], progress: bool
+    ):
         self._path = folder / "metrics.jsonl"
         _drop_lines_after(self._path, start_step)
         self._file = self._path.open("a")
@@ -52,6 +57,7 @@ class Telemetry:
         self._pending: collections.deque[tuple[int, dict[str, jax.Array], dict[str, float]]] = collections.deque()
         self._window: list[dict[str, float]] = []
         self._period = period
+        self._tasks = tuple(tasks)
         self._total_steps = total_steps
         self._started = time.perf_counter()
         self._start_step = start_step
@@ -98,8 +104,8 @@ class Telemetry:
 
     def _read_one(self) -> None:
         step, metrics, host = self._pending.popleft()
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not values.pop("finite", 1.0):
+        values = _scalars(jax.device_get(metrics), self._tasks)
+        if not values.pop("finite"):
             raise NonFiniteLossError(step, values)
         self._window.append(values | host)
         if self._bar is not None:
@@ -121,6 +127,12 @@ class Telemetry:
             left = (time.perf_counter() - self._started) / max(done, 1) * (self._total_steps - step)
             text = " ".join(f"{name}={value:.4g}" for name, value in values.items())
             logger.info("step %d/%d (%.0f s left) %s", step, self._total_steps, left, text)
+
+
+def _scalars(metrics: dict[str, np.ndarray], tasks: tuple[str, ...]) -> dict[str, float]:
+    """The step's metrics by their names in the log."""
+    scalars = {name: float(metrics[name]) for name in ("loss", "z_loss", "grad_norm", "learning_rate", "finite")}
+    return scalars | {f"loss/{task}": float(value) for task, value in zip(tasks, metrics["task_loss"], strict=True)}
 
 
 def _summarise(window: list[dict[str, float]]) -> dict[str, float]:

@@ -54,5 +54,6 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, params, optimizer, {}, None)
     wrong = abstract(params) | {"scale": jax.ShapeDtypeStruct((7,), jnp.bfloat16, sharding=params["scale"].sharding)}
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"another model.s weights: scale \(saved \(5,\), the model has \(7,\)\)"):
+    sentence = r"another model's weights: scale \(saved \(5,\), the model has \(7,\)\)"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=sentence):
         checkpoints.restore(1, wrong)

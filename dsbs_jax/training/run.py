@@ -1,0 +1,303 @@
+"""Building a run: store, batches, mesh, model, state, checkpoints. What can be wrong is found here, before step 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from dsbs_jax.data.batches import BatchPlan, prefetch
+from dsbs_jax.data.prepare import ensure_store
+from dsbs_jax.data.store import TokenStore
+from dsbs_jax.inference.evaluation import Evaluator
+from dsbs_jax.models.config import T5Config
+from dsbs_jax.models.hf import load_huggingface
+from dsbs_jax.models.t5 import T5
+from dsbs_jax.sharding.arrays import local_rows, put_batch, row_multiple
+from dsbs_jax.sharding.mesh import make_mesh
+from dsbs_jax.sharding.rules import param_shardings, scanned_layers
+from dsbs_jax.training.checkpoints import Checkpoints, abstract
+from dsbs_jax.training.config import TrainConfig, changed_fields
+from dsbs_jax.training.losses import LossConfig
+from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from dsbs_jax.training.step import TrainState, abstract_params, create_state, make_train_step
+from dsbs_jax.training.telemetry import NonFiniteLossError, Telemetry
+
+logger = logging.getLogger(__name__)
+
+History = list[tuple[int, float]]
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything a run needs, ready for its next step.
+
+    Attributes:
+      config: as it was asked for.
+      folder: `config.model_dir`.
+      store: the token store.
+      plan: the batches.
+      mesh: the devices.
+      state: where training goes on; donated to the first step.
+      history: (step, validation accuracy) of the evaluations so far.
+      train_step: the jitted step.
+      validation, test: evaluators; call them with weights.
+      checkpoints: the run's.
+      telemetry: the run's.
+      data_report: what became of the rows: skipped, truncated, used; utilisation.
+    """
+
+    config: TrainConfig
+    folder: pathlib.Path
+    store: TokenStore
+    plan: BatchPlan
+    mesh: Mesh
+    state: TrainState
+    history: History
+    train_step: Callable[..., Any]
+    validation: Evaluator
+    test: Evaluator
+    checkpoints: Checkpoints
+    telemetry: Telemetry
+    data_report: dict[str, Any]
+
+    def batches(self) -> Iterator[tuple[int, dict[str, jax.Array], dict[str, float]]]:
+        """(number of the step from 1, batch on the devices, host numbers) of the steps that `state` has not done."""
+        rows = local_rows(self.mesh, self.plan.shape[0])
+        source = prefetch(self.plan, int(self.state.step), self.config.steps, rows)
+        try:
+            waiting = time.perf_counter()
+            for step, batch, stats in source:
+                on_devices = put_batch(batch, self.mesh)
+                numbers = {
+                    "seconds/data": time.perf_counter() - waiting,
+                    "tokens": float(stats.encoder_tokens + stats.decoder_tokens),
+                    "padding/encoder": 1 - stats.encoder_utilisation,
+                    "padding/decoder": 1 - stats.decoder_utilisation,
+                }
+                yield step + 1, on_devices, numbers
+                waiting = time.perf_counter()
+        finally:
+            source.close()
+
+    def save(self, state: TrainState, step: int, history: History, accuracy: float | None) -> None:
+        """Saves in the background; `step` steps are done."""
+        record = {
+            "step": step,
+            "data_position": step * self.config.batch_size,
+            "seed": self.config.seed,
+            "history": history,
+            "decode_length": self.validation.max_length,
+            "vocabulary": self.store.meta.vocabulary_fingerprint,
+            "store": self.store.meta.key,
+            "config": json.loads(json.dumps(self.config.to_json())),
+        }
+        self.checkpoints.save(step, state.params, _optimizer_item(state), record, accuracy)
+
+    def restore_params(self, step: int, params: Any) -> Any:
+        """The weights saved at `step`, laid out like `params`."""
+        return self.checkpoints.restore(step, abstract(params)).params
+
+    def explain_non_finite(self, error: NonFiniteLossError, state: TrainState, history: History) -> NonFiniteLossError:
+        """Saves the state before the failed step, which the step left untouched, and names the step's examples."""
+        done = error.step - 1
+        self.save(state, done, history, None)
+        self.checkpoints.wait()
+        ids = [example["id"] for example in self.plan.split.examples(self.plan.indices(done))]
+        return NonFiniteLossError(
+            error.step,
+            error.values,
+            f" The state after step {done} is saved in {self.folder / 'checkpoints'}. Examples: {', '.join(ids)}.",
+        )
+
+
+def finished_result(config: TrainConfig) -> dict[str, Any] | None:
+    """The result of a run that is done, or None.
+
+    Raises:
+      ValueError: the folder holds a finished run of another configuration; names the fields.
+    """
+    path = pathlib.Path(config.model_dir) / "summary.json"
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text())
+    _check_same(config, summary["config"], config.model_dir)
+    return summary["result"]
+
+
+def start(config: TrainConfig, operative_config: str = "") -> Run:
+    """Builds a new run, or one that goes on from the newest checkpoint in its folder.
+
+    Args:
+      config: the run.
+      operative_config: the gin configuration it came from, saved beside it; may be empty.
+
+    Raises:
+      ValueError, OSError: whatever is wrong, in a sentence.
+    """
+    folder = _writable(pathlib.Path(config.model_dir))
+    mesh = make_mesh(config.mesh)
+    _check_evaluation_batch(config, mesh)
+    vocabulary = config.data.vocabulary
+    store = TokenStore.open(ensure_store(config.store_request(), config.store_root))
+    _check_vocabulary(config, store)
+    plan = BatchPlan(
+        store.split("train"),
+        batch_size=config.batch_size,
+        steps=config.steps,
+        seed=config.seed,
+        fraction=config.fraction,
+        fraction_seed=config.fraction_seed,
+        rationale_policy=config.rationale_policy,
+        row_multiple=row_multiple(mesh),
+        microbatches=config.microbatches,
+        row_lengths=config.pack_lengths,
+    )
+    data_report = {"store": store.meta.key, "rows": dict(store.meta.counts), "training": plan.report}
+    logger.info("Data: %s", json.dumps(data_report))
+
+    model = T5(config.model)
+    evaluators = [
+        Evaluator(
+            model=model,
+            split=store.split(name),
+            method=config.method,
+            metric=store.meta.metric,
+            vocabulary=vocabulary,
+            mesh=mesh,
+            batch_size=config.eval_batch_size,
+            max_length=_decode_length(config, store),
+        )
+        for name in ("validation", "test")
+    ]
+    checkpoints = Checkpoints(folder / "checkpoints")
+    optimizer, train_step = _training_program(
+        config.model,
+        config.optimizer,
+        config.steps,
+        tuple(task.weight for task in config.method.tasks)[: len(store.meta.tasks)],
+        mesh,
+        LossConfig(config.z_loss, config.label_smoothing),
+        config.microbatches,
+    )
+    state, history = _state(config, model, optimizer, mesh, checkpoints)
+    (folder / "config.gin").write_text(operative_config)
+    return Run(
+        config=config,
+        folder=folder,
+        store=store,
+        plan=plan,
+        mesh=mesh,
+        state=state,
+        history=history,
+        train_step=train_step,
+        validation=evaluators[0],
+        test=evaluators[1],
+        checkpoints=checkpoints,
+        telemetry=Telemetry(
+            folder, int(state.step), config.steps, config.log_period, store.meta.tasks, config.progress
+        ),
+        data_report=data_report,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _training_program(
+    model_config: T5Config,
+    optimizer_config: OptimizerConfig,
+    steps: int,
+    task_weights: tuple[float, ...],
+    mesh: Mesh,
+    loss: LossConfig,
+    microbatches: int,
+) -> tuple[Any, Callable[..., Any]]:
+    """(optimiser, jitted step). Runs of one process that differ in seed or data alone share one compilation."""
+    model = T5(model_config)
+    layers = scanned_layers(abstract_params(model))
+    optimizer = make_optimizer(optimizer_config, steps, layers)
+    schedule = make_schedule(optimizer_config, steps)
+    step = make_train_step(model, optimizer, schedule, task_weights, mesh, loss=loss, num_microbatches=microbatches)
+    return optimizer, step
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+    return {"opt_state": state.opt_state, "rng": state.rng, "step": state.step}
+
+
+def _state(
+    config: TrainConfig, model: T5, optimizer: Any, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, History]:
+    """A new state, or that of the newest checkpoint."""
+    if not checkpoints.steps:
+        params = None
+        if config.initial_weights is not None:
+            shardings = param_shardings(abstract_params(model), mesh)
+            params = load_huggingface(config.initial_weights, config.model, shardings)
+        return create_state(model, optimizer, config.seed, mesh, params=params), []
+    newest = checkpoints.steps[-1]
+    record = checkpoints.record(newest)
+    _check_same(config, record["config"], config.model_dir)
+    if record["vocabulary"] != config.data.vocabulary.fingerprint:
+        raise ValueError(f"{config.model_dir} was trained with another vocabulary: choose another model_dir.")
+    state = create_state(model, optimizer, config.seed, mesh)
+    restored = checkpoints.restore(newest, abstract(state.params), abstract(_optimizer_item(state)))
+    logger.info("Going on after step %d.", newest)
+    history = [(int(step), float(accuracy)) for step, accuracy in record["history"]]
+    return state.replace(params=restored.params, **restored.optimizer), history
+
+
+def _check_same(config: TrainConfig, before: dict[str, Any], model_dir: str) -> None:
+    if changed := changed_fields(before, config.to_json()):
+        raise ValueError(
+            f"{model_dir} holds a run with another configuration, which cannot go on with this one: "
+            f"{'; '.join(changed)}. Choose another model_dir, or the old values."
+        )
+
+
+def _writable(folder: pathlib.Path) -> pathlib.Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to the output folder {folder} ({error.strerror}): choose another MODEL_DIR."
+        ) from None
+    return folder
+
+
+def _check_evaluation_batch(config: TrainConfig, mesh: Mesh) -> None:
+    multiple = row_multiple(mesh)
+    if config.eval_batch_size % multiple:
+        raise ValueError(
+            f"eval_batch_size is {config.eval_batch_size}, which the {multiple} shards of rows "
+            f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}) cannot divide: choose a multiple of {multiple}."
+        )
+
+
+def _check_vocabulary(config: TrainConfig, store: TokenStore) -> None:
+    if store.meta.vocabulary_size > config.model.vocab_size:
+        raise ValueError(
+            f"The vocabulary {config.data.vocabulary.path} has {store.meta.vocabulary_size} ids, the model's embedding "
+            f"{config.model.vocab_size} rows: set T5Config.vocab_size, or name the model's own vocabulary."
+        )
+
+
+def _decode_length(config: TrainConfig, store: TokenStore) -> int:
+    """Room for twice the longest label target seen in training: a wrong answer may be longer than any right one."""
+    if config.max_decode_length is not None:
+        return config.max_decode_length
+    longest = int(np.max(store.split("train").lengths(store.meta.tasks[0], "targets")))
+    # Multiples of 8, so that runs on fractions of one dataset share a compilation.
+    return min(-(-2 * longest // 8) * 8, config.data.feature_lengths[1])

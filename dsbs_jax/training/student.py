@@ -1,0 +1,142 @@
+"""A trained student, read back from its run's folder: evaluated again, or put to new inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from dsbs_jax.data.prepare import ensure_store
+from dsbs_jax.data.store import TokenStore
+from dsbs_jax.inference import evaluation
+from dsbs_jax.models.t5 import T5
+from dsbs_jax.sharding.mesh import make_mesh
+from dsbs_jax.sharding.rules import param_shardings
+from dsbs_jax.training.checkpoints import Checkpoints
+from dsbs_jax.training.config import TrainConfig
+from dsbs_jax.training.step import abstract_params
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """Weights of one step of a run.
+
+    Attributes:
+      config: the run's.
+      step: whose weights these are.
+      params: the weights.
+      mesh: where they lie.
+      max_length: most tokens decoded, as during training.
+    """
+
+    config: TrainConfig
+    step: int
+    params: Any
+    mesh: Mesh
+    max_length: int
+
+    def evaluate(self, split: str) -> evaluation.Evaluation:
+        """Accuracy and predictions on a split of the dataset that the run's configuration names."""
+        config = self.config
+        store = TokenStore.open(ensure_store(config.store_request(), config.store_root))
+        evaluator = evaluation.Evaluator(
+            model=T5(config.model),
+            split=store.split(split),
+            method=config.method,
+            metric=store.meta.metric,
+            vocabulary=config.data.vocabulary,
+            mesh=self.mesh,
+            batch_size=config.eval_batch_size,
+            max_length=self.max_length,
+        )
+        return evaluator(self.params)
+
+    def predict(self, inputs: Sequence[str]) -> list[str]:
+        """Answers to new inputs, without prefix, in their order."""
+        return evaluation.predict(
+            T5(self.config.model),
+            self.params,
+            inputs,
+            self.config.method,
+            self.config.data.vocabulary,
+            self.mesh,
+            input_length=self.config.data.feature_lengths[0],
+            max_length=self.max_length,
+            batch_size=self.config.eval_batch_size,
+        )
+
+
+def load_student(config: TrainConfig, step: str = "best") -> Student:
+    """The student of a run.
+
+    Args:
+      config: the run's configuration (`config.gin` in its folder makes it again).
+      step: `best` on validation, `last`, or the number of a step that has a checkpoint.
+
+    Raises:
+      FileNotFoundError: the folder has no checkpoint, or none of that step.
+      ValueError: the checkpoint is another model's, or was trained with another vocabulary.
+    """
+    folder = pathlib.Path(config.model_dir) / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{config.model_dir} has no checkpoints: is it the folder of a run?")
+    mesh = make_mesh(config.mesh)
+    boxed = abstract_params(T5(config.model))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda x: hasattr(x, "names")),
+        param_shardings(boxed, mesh),
+    )
+    with Checkpoints(folder) as checkpoints:
+        number = _number(checkpoints, step, config.model_dir)
+        record = checkpoints.record(number)
+        if record["vocabulary"] != config.data.vocabulary.fingerprint:
+            raise ValueError(
+                f"{config.model_dir} was trained with another vocabulary than {config.data.vocabulary.path}: name its "
+                "own with VOCABULARY."
+            )
+        params = checkpoints.restore(number, abstract).params
+    logger.info("Weights of step %d.", number)
+    return Student(config, number, params, mesh, record["decode_length"])
+
+
+def _number(checkpoints: Checkpoints, step: str, model_dir: str) -> int:
+    steps = checkpoints.steps
+    if not steps:
+        raise FileNotFoundError(f"{model_dir} has no checkpoint yet.")
+    if step == "last":
+        return steps[-1]
+    if step == "best":
+        best = checkpoints.best_step()
+        return steps[-1] if best is None else best
+    if not step.isdecimal() or int(step) not in steps:
+        raise FileNotFoundError(
+            f"{model_dir} has no checkpoint of step {step!r}: there are best, last, {', '.join(map(str, steps))}."
+        )
+    return int(step)
+
+
+def read_inputs(text: str, where: str) -> list[str]:
+    """One input a line, or JSON lines with `input`.
+
+    Raises:
+      ValueError: a line of JSON that cannot be read; names file and line.
+    """
+    inputs = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.lstrip().startswith("{"):
+            inputs.append(line)
+            continue
+        try:
+            inputs.append(json.loads(line)["input"])
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(f"{where}, line {number}: no JSON object with `input` ({error}).") from None
+    return inputs
