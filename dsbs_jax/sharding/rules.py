@@ -1,0 +1,128 @@
+"""Logical axis names to mesh axes: which dimension of which array is split over what.
+
+Modules name the dimensions of their parameters and activations; these rules alone decide where those names lie.
+The scheme is T5X's "2D parameters, 1D activations" (Xu et al., GSPMD, arXiv 2105.04663, section 5.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
+
+DEFAULT_RULES: Rules = (
+    # Parameters.
+    ("vocab", "model"),
+    ("embed", "fsdp"),
+    ("heads", "model"),
+    ("joined_kv", "model"),
+    ("mlp", "model"),
+    ("kv", None),
+    ("layers", None),
+    ("relpos_buckets", None),
+    # Activations.
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("act_embed", None),
+    ("act_heads", "model"),
+    ("act_mlp", "model"),
+    ("act_vocab", "model"),
+)
+
+
+def param_shardings(boxed: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
+    """The sharding of every parameter.
+
+    Args:
+      boxed: parameters, or their shapes, in the boxes of `nn.with_logical_partitioning`.
+      mesh: the device mesh.
+      rules: logical axis names to mesh axes.
+
+    Returns:
+      The tree without boxes, of `NamedSharding`.
+
+    Raises:
+      ValueError: where the mesh cannot divide a dimension of a parameter.
+    """
+    logical = nn.get_partition_spec(boxed)
+    shardings = nn.logical_to_mesh_sharding(logical, mesh, rules)
+
+    def check(path: tuple[Any, ...], array: jax.ShapeDtypeStruct, names: PartitionSpec, sharding: NamedSharding) -> None:
+        for size, name, axes in zip(array.shape, names, sharding.spec, strict=False):
+            shards = _num_shards(mesh, axes)
+            if size % shards:
+                raise ValueError(
+                    f"The parameter {jax.tree_util.keystr(path, simple=True, separator='/')} of shape {array.shape} has "
+                    f"{size} along {name!r}, which the {shards} devices along mesh axis {axes!r} cannot divide: "
+                    f"choose a size of {axes!r} that divides {size}."
+                )
+
+    jax.tree_util.tree_map_with_path(check, nn.meta.unbox(boxed), logical, shardings)
+    return shardings
+
+
+def scanned_layers(boxed: Any) -> Any:
+    """The number of layers stacked along the leading dimension of each parameter; 0 for a parameter of its own.
+
+    Args:
+      boxed: parameters, or their shapes, in the boxes of `nn.with_logical_partitioning`.
+
+    Returns:
+      The tree without boxes, of int.
+
+    Raises:
+      ValueError: where layers are stacked along another than the leading dimension.
+    """
+
+    def count(path: tuple[Any, ...], array: jax.ShapeDtypeStruct, names: PartitionSpec) -> int:
+        if "layers" in names[1:]:
+            raise ValueError(
+                f"The parameter {jax.tree_util.keystr(path, simple=True, separator='/')} stacks its layers along "
+                f"dimension {names.index('layers')} of {tuple(names)}: they must be stacked along the first."
+            )
+        return array.shape[0] if names[:1] == ("layers",) else 0
+
+    return jax.tree_util.tree_map_with_path(count, nn.meta.unbox(boxed), nn.get_partition_spec(boxed))
+
+
+def shardings_like_params(tree: Any, params: Any, shardings: Any, otherwise: NamedSharding) -> Any:
+    """The sharding of everything an optimiser keeps.
+
+    An array whose path ends in a parameter's path and that has its shape (a moment) is split as the parameter; all
+    others (counters, factored moments, which are small) lie as `otherwise` says. So no optimiser needs rules of its
+    own.
+
+    Args:
+      tree: the optimiser's state, or its shapes.
+      params: the parameters, or their shapes, without boxes.
+      shardings: from `param_shardings`.
+      otherwise: for arrays that are no parameter's.
+    """
+    known = {
+        path: (param.shape, sharding)
+        for (path, param), sharding in zip(
+            jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+        )
+    }
+
+    def find(path: tuple[Any, ...], array: jax.ShapeDtypeStruct) -> NamedSharding:
+        for start in range(len(path)):
+            shape, sharding = known.get(path[start:], (None, otherwise))
+            if shape == array.shape:
+                return sharding
+        return otherwise
+
+    return jax.tree_util.tree_map_with_path(find, tree)
+
+
+def _num_shards(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+    names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+    shards = 1
+    for name in names:
+        shards *= mesh.shape[name]
+    return shards
