@@ -6,6 +6,9 @@ no axis rules are set. Initial scales are Mesh TensorFlow's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,13 +19,18 @@ from dsbs_jax.models.config import T5Config
 MASKED = -1e9
 
 
+def named(init: Callable[..., jax.Array], *axes: str) -> Callable[..., Any]:
+    """`init` for a parameter whose dimensions bear logical axis names."""
+    return nn.with_logical_partitioning(init, axes)
+
+
 def _projection(config: T5Config, features: int, axes: tuple[str, str], stddev: float) -> nn.Dense:
     return nn.Dense(
         features,
         use_bias=False,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
-        kernel_init=nn.with_logical_partitioning(nn.initializers.normal(stddev), axes),
+        kernel_init=named(nn.initializers.normal(stddev), *axes),
     )
 
 
@@ -35,12 +43,8 @@ class Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., d_model] -> [..., d_model] in the config's dtype."""
         config = self.config
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",)),
-            (config.d_model,),
-            jnp.dtype(config.param_dtype),
-        )
+        init = named(nn.initializers.ones_init(), "embed")
+        scale = self.param("scale", init, (config.d_model,), jnp.dtype(config.param_dtype))
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + config.epsilon)
         return (x * scale).astype(config.dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsbs_jax.models.config import T5Config
+from dsbs_jax.models.layers import named
 
 
 def relative_position_buckets(
@@ -58,12 +59,9 @@ class RelativeBias(nn.Module):
         of positions in the segment, and the mask hides the rest.
         """
         config = self.config
-        table = self.param(
-            "embedding",
-            nn.with_logical_partitioning(nn.initializers.normal(config.d_model**-0.5), ("relpos_buckets", "heads")),
-            (config.num_buckets, config.num_heads),
-            jnp.dtype(config.param_dtype),
-        )
+        init = named(nn.initializers.normal(config.d_model**-0.5), "relpos_buckets", "heads")
+        shape = (config.num_buckets, config.num_heads)
+        table = self.param("embedding", init, shape, jnp.dtype(config.param_dtype))
         # The bias depends on the distance alone, so look each distance up once: a lookup per (query, key) pair would
         # be a scatter of length^2 rows in the backward pass. Distances are cyclic: 0..length-1, then -length..-1.
         cycle = 2 * length

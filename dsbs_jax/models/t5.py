@@ -5,6 +5,8 @@ Follows Raffel et al. 2020 (arXiv 1910.10683) and its v1.1; transformers' torch 
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbs_jax.models.config import T5Config
-from dsbs_jax.models.layers import MASKED, Attention, Dropout, FeedForward, Norm
+from dsbs_jax.models.layers import MASKED, Attention, Dropout, FeedForward, Norm, named
 from dsbs_jax.models.relative_position import RelativeBias
 
 _HIDDEN = ("batch", "length", "act_embed")
@@ -141,12 +143,11 @@ class _Stack(nn.Module):
 
     config: T5Config
 
-    def _setup_stack(self, layer: type[nn.Module], num_layers: int, bidirectional: bool) -> None:
+    def _setup_stack(self, layer: Callable[[T5Config], nn.Module], num_layers: int, bidirectional: bool) -> None:
         self.relative_bias = RelativeBias(self.config, bidirectional)
-        if self.config.scan_layers:
-            self.layers = layer(self.config)
-        else:
-            self.layers = [layer(self.config) for _ in range(num_layers)]
+        self.layers: Any = (
+            layer(self.config) if self.config.scan_layers else [layer(self.config) for _ in range(num_layers)]
+        )
         self.final_norm = Norm(self.config)
         self.dropout = Dropout(self.config)
 
@@ -181,7 +182,8 @@ class _Stack(nn.Module):
             return scan(self.layers, carry, per_layer, *shared)
         outputs = []
         for number, layer in enumerate(self.layers):
-            carry, output = body(layer, carry, jax.tree.map(lambda leaf: leaf[number], per_layer), *shared)  # noqa: B023
+            own = jax.tree.map(operator.itemgetter(number), per_layer)
+            carry, output = body(layer, carry, own, *shared)
             outputs.append(output)
         return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
 
@@ -221,9 +223,10 @@ class Decoder(_Stack):
     ) -> jax.Array:
         """Whole targets at once: [batch, length, d_model] -> [batch, length, d_model]."""
 
-        def body(layer: DecoderLayer, x: jax.Array, _: None, encoded: jax.Array, *biases: jax.Array) -> Any:
-            x, _ = layer(x, layer.cross_keys_values(encoded), *biases, deterministic)
-            return x, None
+        def body(
+            layer: DecoderLayer, x: jax.Array, _: None, encoded: jax.Array, bias: Any, mask: Any, cross_mask: Any
+        ) -> Any:
+            return layer(x, layer.cross_keys_values(encoded), bias, mask, cross_mask, deterministic)[0], None
 
         length = x.shape[1]
         causal = jnp.tril(jnp.ones((length, length), bool))
@@ -259,9 +262,9 @@ class Decoder(_Stack):
     def step(self, x: jax.Array, index: jax.Array, cache: DecoderCache) -> tuple[jax.Array, DecoderCache]:
         """The token at `index` alone: [batch, 1, d_model] -> [batch, 1, d_model]."""
 
-        def body(layer: DecoderLayer, x: jax.Array, per_layer: Any, *biases: jax.Array) -> Any:
+        def body(layer: DecoderLayer, x: jax.Array, per_layer: Any, bias: Any, mask: Any, cross_mask: Any) -> Any:
             cross_keys_values, past = per_layer
-            return layer(x, cross_keys_values, *biases, True, past, index)
+            return layer(x, cross_keys_values, bias, mask, cross_mask, True, past, index)
 
         position_bias = jax.lax.dynamic_slice_in_dim(cache.position_bias, index, 1, axis=2)
         mask = _mask((jnp.arange(cache.keys.shape[3]) <= index)[None, None])
@@ -270,7 +273,9 @@ class Decoder(_Stack):
             body, self.config.num_decoder_layers, x, per_layer, position_bias, mask, cache.cross_mask
         )
         # Written once for all layers, so that the loop around updates the cache in place.
-        cache = cache.replace(keys=_write(cache.keys, keys, index), values=_write(cache.values, values, index))
+        cache = dataclasses.replace(
+            cache, keys=_write(cache.keys, keys, index), values=_write(cache.values, values, index)
+        )
         return self.final_norm(x), cache
 
 
@@ -281,12 +286,10 @@ class T5(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        shape, axes = (config.vocab_size, config.d_model), ("vocab", "embed")
-        dtype = jnp.dtype(config.param_dtype)
-        normal = nn.initializers.normal
-        self.embedding = self.param("embedding", nn.with_logical_partitioning(normal(1.0), axes), shape, dtype)
+        shape, dtype = (config.vocab_size, config.d_model), jnp.dtype(config.param_dtype)
+        self.embedding = self.param("embedding", named(nn.initializers.normal(1.0), "vocab", "embed"), shape, dtype)
         if not config.tie_embeddings:
-            init = nn.with_logical_partitioning(normal(config.d_model**-0.5), axes)
+            init = named(nn.initializers.normal(config.d_model**-0.5), "vocab", "embed")
             self.lm_head = self.param("lm_head", init, shape, dtype)
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
