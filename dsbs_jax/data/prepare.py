@@ -19,10 +19,10 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from dsbs_jax.data.dataset import CustomDataset
+from dsbs_jax.data.custom import CustomDataset
 from dsbs_jax.data.store import STORE_VERSION
 from dsbs_jax.data.vocabulary import Vocabulary
-from dsbs_jax.schema import LabelSource, TaskFormat
+from dsbs_jax.schema import LabelSource, Method, TaskFormat
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,10 @@ class StoreRequest:
                 f"feature_lengths is {self.feature_lengths}; it must be (inputs, targets), each at least 2 tokens."
             )
 
+    def for_method(self, method: Method) -> StoreRequest:
+        """The same data, read as the method's tasks."""
+        return dataclasses.replace(self, tasks=method.tasks, label_source=method.label_source)
+
     def to_json(self) -> dict[str, Any]:
         """The request as JSON values; `from_json` reads it back."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
@@ -122,16 +126,16 @@ class StoreRequest:
         return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', self.name)}-{digest[:24]}"
 
     def _files(self) -> Iterator[tuple[str, pathlib.Path]]:
-        """(name, path) of every data file: the custom dataset's, or the folders in `data_dir` that are named by the
-        dataset, by one of its arguments or by an argument's value."""
+        """(name, path) of every data file: the custom dataset's, and what is named, as a path or below `data_dir`, by
+        the dataset, by its arguments or by their values. Rather too many than too few: too many only make anew."""
+        named = [self.name, *(str(word) for argument in self.dataset_arguments for word in argument)]
         if self.custom is not None:
             for path in self.custom.input_files(self.data_dir, self.teacher):
                 yield path.name, path
-        if self.data_dir is None:
-            return
-        values = [value for _, value in self.dataset_arguments if isinstance(value, str) and value]
-        for name in {self.name, *(name for name, _ in self.dataset_arguments), *values}:
-            yield from _below(pathlib.Path(self.data_dir) / name, name)
+            named = [self.custom.train, self.custom.validation, self.custom.test]
+        for name in {name.removeprefix("disk:") for name in named if name}:
+            if self.data_dir is not None or os.path.isabs(name):
+                yield from _below(pathlib.Path(self.data_dir or "", name), name)
 
 
 def ensure_store(request: StoreRequest, root: str | os.PathLike[str] | None = None) -> pathlib.Path:
