@@ -27,11 +27,13 @@ from dsbs_jax.schema import LabelSource, Method, TaskFormat
 logger = logging.getLogger(__name__)
 
 WORKER = "dsbs_jax.data.prepare_worker"
+OWN_TASKS = "dsbs_jax.tasks"
 # Lines of the worker's standard error that begin so are for people; the rest is TensorFlow's chatter.
 PROGRESS = "prepare: "
 # The modules of this package that decide what stands in a row.
 _SOURCES = (
     "schema.py",
+    "data/custom.py",
     "data/dataset.py",
     "data/prepare_worker.py",
     "data/seqio_tasks.py",
@@ -73,13 +75,16 @@ class StoreRequest:
     label_source: LabelSource = "gold"
     feature_lengths: tuple[int, int] = (1024, 256)
     data_dir: str | None = None
-    module: str = "dsbs_jax.tasks"
+    module: str = OWN_TASKS
     custom: CustomDataset | None = None
     dataset_arguments: tuple[tuple[str, int | float | str], ...] = ()
     teacher: str | None = "llm"
     holdout_seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.module == OWN_TASKS:
+            # The mixture's name in SeqIO's registry means the dataset.
+            object.__setattr__(self, "name", self.name.removeprefix("dsbs_"))
         if len(self.feature_lengths) != 2 or min(self.feature_lengths) < 2:
             raise ValueError(
                 f"feature_lengths is {self.feature_lengths}; it must be (inputs, targets), each at least 2 tokens."

@@ -107,7 +107,7 @@ class Split:
       tasks: task names, as in `StoreMeta.tasks`.
       num_examples: rows.
       feature_lengths: longest allowed (inputs, targets).
-      stream_sizes: rows of each stream, one after the other; (num_examples,) where there are no streams.
+      stream_sizes: rows of each stream that has any, one after the other; (num_examples,) where there are no streams.
       stream_rates: the rate of each stream.
     """
 
@@ -189,13 +189,14 @@ class TokenStore:
         num_examples = self.meta.splits[name]
         if not num_examples:
             raise ValueError(f"The split {name!r} of {self.meta.name} is empty ({self.path}).")
+        streams = [stream for stream in self.meta.streams if stream.sizes[name]]
         return Split(
             path=self.path / name,
             tasks=self.meta.tasks,
             num_examples=num_examples,
             feature_lengths=self.meta.feature_lengths,
-            stream_sizes=tuple(stream.sizes[name] for stream in self.meta.streams) or (num_examples,),
-            stream_rates=tuple(stream.rate for stream in self.meta.streams) or (1.0,),
+            stream_sizes=tuple(stream.sizes[name] for stream in streams) or (num_examples,),
+            stream_rates=tuple(stream.rate for stream in streams) or (1.0,),
         )
 
 

@@ -92,7 +92,7 @@ def test_any_rows_come_back(tmp_path_factory, rows):
 
 
 def test_streams(tmp_path):
-    streams = (Stream("a", 2.0, {"train": 3}), Stream("b", 1.0, {"train": 2}))
+    streams = (Stream("a", 2.0, {"train": 3}), Stream("none", 5.0, {"train": 0}), Stream("b", 1.0, {"train": 2}))
     meta = StoreMeta("mixture", "exact", ("target",), "f", 100, (4, 4), streams=streams)
     split = TokenStore.open(write(tmp_path, meta=meta)).split("train")
     assert split.stream_sizes == (3, 2)
