@@ -41,7 +41,9 @@ def comparison_table(folders: Sequence[pathlib.Path], methods: Sequence[str]) ->
         cell[result["seed"]] = (result["test_accuracy"], correct, [row["id"] for row in rows])
     baseline, challenger = methods[0], methods[-1]
     lines = [
-        "| training data | " + " | ".join(f"{method}" for method in methods) + " | difference | p (examples) | p (seeds) |",
+        "| training data | "
+        + " | ".join(f"{method}" for method in methods)
+        + " | difference | p (examples) | p (seeds) |",
         "|---" * (len(methods) + 4) + "|",
     ]
     for fraction in sorted({fraction for fraction, _ in cells}):
@@ -67,7 +69,9 @@ def _paired(a: dict, b: dict) -> tuple[np.ndarray, np.ndarray]:
     """bool [seeds, examples] of both, after checking that seeds and examples are the same."""
     ids = [run[2] for run in (*a.values(), *b.values())]
     if a.keys() != b.keys() or any(other != ids[0] for other in ids):
-        raise ValueError(f"The runs cannot be paired: seeds {sorted(a)} and {sorted(b)}, or their test examples differ.")
+        raise ValueError(
+            f"The runs cannot be paired: seeds {sorted(a)} and {sorted(b)}, or their test examples differ."
+        )
     return np.stack([a[seed][1] for seed in sorted(a)]), np.stack([b[seed][1] for seed in sorted(b)])
 
 
