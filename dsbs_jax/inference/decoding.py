@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
-from dsbs_jax.models.t5 import T5, DecoderCache, single_segment
+from dsbs_jax.models.t5 import T5, single_segment
 
 PAD, EOS = 0, 1
 
 
-class _State(NamedTuple):
-    index: jax.Array
+@flax.struct.dataclass
+class _State:
+    """The loop's state: position, last token [batch], output [batch, max_length], whether a row has ended [batch]."""
+
+    position: jax.Array
     last: jax.Array
     output: jax.Array
     ended: jax.Array
-    cache: DecoderCache
+    cache: Any
 
 
 def greedy_decode(
@@ -46,17 +50,17 @@ def greedy_decode(
     valid = jnp.arange(model.config.vocab_size) < valid_vocabulary
 
     def unfinished(state: _State) -> jax.Array:
-        return (state.index < max_length) & ~jnp.all(state.ended)
+        return (state.position < max_length) & ~jnp.all(state.ended)
 
     def step(state: _State) -> _State:
-        logits, cache = model.apply(variables, state.last, state.index, state.cache, method="decode_step")
+        logits, cache = model.apply(variables, state.last, state.position, state.cache, method="decode_step")
         token = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=-1).astype(jnp.int32)
         token = jnp.where(state.ended, PAD, token)
-        output = jax.lax.dynamic_update_slice_in_dim(state.output, token[:, None], state.index, axis=1)
-        return _State(state.index + 1, token, output, state.ended | (token == EOS), cache)
+        output = jax.lax.dynamic_update_slice_in_dim(state.output, token[:, None], state.position, axis=1)
+        return _State(state.position + 1, token, output, state.ended | (token == EOS), cache)
 
     start = _State(
-        index=jnp.zeros((), jnp.int32),
+        position=jnp.zeros((), jnp.int32),
         last=jnp.full((batch,), PAD, jnp.int32),
         output=jnp.full((batch, max_length), PAD, jnp.int32),
         ended=~jnp.any(segment_ids, axis=1),

@@ -158,8 +158,8 @@ def _differ(one: Any, other: Any) -> bool:
     shape = one.get_shape()
     if shape != other.get_shape():
         return True
-    rows = range(0, shape[0], 4096)
-    return any(not np.array_equal(one[row : row + 4096], other[row : row + 4096]) for row in rows)
+    chunks = (slice(row, min(row + 4096, shape[0])) for row in range(0, shape[0], 4096))
+    return any(not np.array_equal(one[rows], other[rows]) for rows in chunks)
 
 
 @dataclasses.dataclass(frozen=True)
