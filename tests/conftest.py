@@ -2,6 +2,9 @@
 
 import os
 import pathlib
+import subprocess
+import sys
+from collections.abc import Callable
 
 # Eight simulated devices for the sharding tests; must be set before JAX starts.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
@@ -19,3 +22,29 @@ def shared_data() -> pathlib.Path:
     if not (folder / "dss").is_dir():
         pytest.skip(f"needs the real data: set DSBS_SHARED_DATA (looked in {folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def store_root(tmp_path_factory) -> pathlib.Path:
+    """One folder of token stores for the whole session: each store is made once."""
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture(scope="session")
+def environment(store_root, tmp_path_factory) -> dict[str, str]:
+    """The environment of a user's process on one device, with its caches inside the session's folder."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "DSBS_DATA_DIR")}
+    return kept | {"DSBS_STORE_DIR": str(store_root), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="session")
+def dsbs(environment, tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `dsbs` as a user does, in a process of its own and a folder that is not the checkout."""
+    folder = tmp_path_factory.mktemp("somewhere")
+
+    def run(*words: object, env: dict[str, str] | None = None, **options) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "dsbs_jax", *map(str, words)]
+        options = {"cwd": folder, "capture_output": True, "text": True, "timeout": 300} | options
+        return subprocess.run(command, env=environment | (env or {}), **options)
+
+    return run

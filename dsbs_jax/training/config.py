@@ -14,7 +14,17 @@ from dsbs_jax.training.optimizers import OptimizerConfig
 # Fields that a resumed run may change: they decide where and how fast it runs and what it tells, not what it computes.
 # The mesh is among them: it changes the order of sums (the last bits of the weights) but no example and no step.
 MAY_CHANGE = frozenset(
-    {"model_dir", "log_period", "mesh", "store_root", "progress", "eval_batch_size", "data.data_dir", "vocabulary.path"}
+    {
+        "model_dir",
+        "log_period",
+        "checkpoint_period",
+        "mesh",
+        "store_root",
+        "progress",
+        "eval_batch_size",
+        "data.data_dir",
+        "vocabulary.path",
+    }
 )
 
 

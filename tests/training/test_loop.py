@@ -1,0 +1,244 @@
+"""The training job as a user runs it: through the command line, in its own process, killed and started again."""
+
+import json
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+# A student so small that compiling it is what takes the time.
+RUN = (
+    "train",
+    *("--gin_file", "datasets/bestiary", "--gin_file", "models/tiny"),
+    *(
+        f"--gin.{binding}"
+        for binding in (
+            "T5Config.d_model=16",
+            "T5Config.d_ff=16",
+            "TASK_FEATURE_LENGTHS={'inputs': 32, 'targets': 32}",
+            "TRAIN_STEPS=24",
+            "BATCH_SIZE=8",
+            "LEARNING_RATE=0.01",
+            "EVAL_PERIOD=8",
+            "LOG_PERIOD=2",
+            "EVAL_BATCH_SIZE=120",
+            "TrainConfig.max_decode_length=4",
+        )
+    ),
+)
+
+
+def weights(folder: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, weights and optimiser state, by name."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    loaded = ocp.load_checkpointables(folder / "checkpoints" / str(step))
+    leaves = jax.tree_util.tree_leaves_with_path({name: loaded[name] for name in ("params", "optimizer")})
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def lines(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(dsbs, tmp_path_factory) -> pathlib.Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    process = dsbs(*RUN, "--model_dir", folder)
+    assert process.returncode == 0, process.stderr
+    (folder / "stdout").write_text(process.stdout)
+    (folder / "stderr").write_text(process.stderr)
+    return folder
+
+
+def test_a_run_leaves_its_result_metrics_predictions_and_configuration(finished):
+    result = json.loads((finished / "stdout").read_text())
+    assert result == json.loads((finished / "summary.json").read_text())["result"]
+    assert list(result) == [
+        *("dataset", "method", "label_source", "fraction", "seed", "validation_accuracy", "test_accuracy"),
+        *("test_accuracy_last", "selected_step", "steps", "seconds"),
+    ]
+    assert (result["dataset"], result["method"], result["steps"]) == ("bestiary", "step_by_step", 24)
+
+    metrics = lines(finished / "metrics.jsonl")
+    evaluations = {line["step"]: line["validation/accuracy"] for line in metrics if "validation/accuracy" in line}
+    assert sorted(evaluations) == [8, 16, 24]
+    best = max(evaluations, key=lambda step: (evaluations[step], -step))
+    assert (result["selected_step"], result["validation_accuracy"]) == (
+        best,
+        pytest.approx(evaluations[best], abs=1e-6),
+    )
+    training = [line for line in metrics if "loss" in line]
+    assert [line["step"] for line in training] == list(range(2, 25, 2))
+    wanted = {"loss/label", "loss/rationale", "tokens_per_second", "padding/encoder", "padding/decoder"}
+    wanted |= {"learning_rate", "grad_norm", "seconds/step", "seconds/data", "seconds/compute"}
+    assert wanted <= training[0].keys()
+    assert training[-1]["loss"] < training[0]["loss"]
+    assert list((finished / "tensorboard").glob("events.*"))
+
+    for split, accuracy in (("validation", "validation_accuracy"), ("test", "test_accuracy")):
+        rows = lines(finished / f"predictions_{split}.jsonl")
+        assert np.mean([row["correct"] for row in rows]) == pytest.approx(result[accuracy])
+        assert all(row["correct"] == (row["prediction"] == row["label"]) for row in rows)
+    assert "TRAIN_STEPS = 24" in (finished / "config.gin").read_text()
+    assert "TRAIN_STEPS = 24" in (finished / "stderr").read_text()
+
+
+def test_training_imports_no_tensorflow(environment, finished, tmp_path):
+    script = (
+        "import sys; from dsbs_jax.cli import main; code = main(sys.argv[1:]); "
+        "print(sorted({'tensorflow', 'seqio', 'tensorflow_text', 'torch', 'transformers', 'pandas', 'pyarrow', 'datasets'}"
+        " & {name.partition('.')[0] for name in sys.modules})); sys.exit(code)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, *RUN, "--model_dir", str(tmp_path / "run"), "--gin.TRAIN_STEPS=2"],
+        **{"env": environment, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300},
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == "[]"
+
+
+def start_and_stop(environment, folder: pathlib.Path, after_step: int, with_signal: int) -> int:
+    """Starts a run, sends a signal once `after_step` is logged, returns the exit code."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dsbs_jax", *RUN, "--model_dir", str(folder), "--gin.CHECKPOINT_PERIOD=2"],
+        **{"env": environment, "cwd": folder.parent, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
+    )
+    try:
+        deadline = time.monotonic() + 200
+        path = folder / "metrics.jsonl"
+        while not path.exists() or f'"step": {after_step},' not in path.read_text():
+            assert process.poll() is None, f"ended with {process.returncode} before step {after_step}"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(with_signal)
+        return process.wait(timeout=100)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def assert_same_run(dsbs, folder: pathlib.Path, finished: pathlib.Path) -> None:
+    """Lets an interrupted run finish, and compares it with the uninterrupted one."""
+    process = dsbs(*RUN, "--model_dir", folder, "--gin.CHECKPOINT_PERIOD=2")
+    assert process.returncode == 0, process.stderr
+    assert "Going on after step" in process.stderr
+    ours, theirs = weights(folder, 24), weights(finished, 24)
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+    steps = [line["step"] for line in lines(folder / "metrics.jsonl") if "loss" in line]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 24
+
+
+@pytest.mark.parametrize("after_step", [2, 10])
+def test_a_run_killed_at_any_moment_ends_with_the_same_weights_bit_for_bit(
+    dsbs, environment, finished, tmp_path, after_step
+):
+    assert start_and_stop(environment, tmp_path / "run", after_step, signal.SIGKILL) == -signal.SIGKILL
+    if (tmp_path / "run" / "checkpoints").exists() and any((tmp_path / "run" / "checkpoints").glob("[0-9]")):
+        assert_same_run(dsbs, tmp_path / "run", finished)
+    else:
+        pytest.fail("killed before the first checkpoint: nothing was tested")
+
+
+def test_sigterm_saves_then_exits_and_the_run_goes_on(dsbs, environment, finished, tmp_path):
+    assert start_and_stop(environment, tmp_path / "run", 4, signal.SIGTERM) == 143
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*"))
+    assert steps
+    assert steps[-1] >= 4
+    assert_same_run(dsbs, tmp_path / "run", finished)
+
+
+def test_a_finished_run_is_not_run_again(dsbs, finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    process = dsbs(*RUN, "--model_dir", finished)
+    assert json.loads(process.stdout) == json.loads((finished / "stdout").read_text())
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_resume_that_would_change_the_result_is_refused_by_field(dsbs, finished):
+    process = dsbs(*RUN, "--model_dir", finished, "--gin.LEARNING_RATE=0.02", "--gin.LOG_PERIOD=3")
+    assert process.returncode == 1
+    assert "optimizer.learning_rate (0.01 before, 0.02 now)" in process.stderr
+    assert "log_period (" not in process.stderr
+
+
+def test_eval_and_predict_use_the_selected_weights(dsbs, finished, tmp_path):
+    result = json.loads((finished / "summary.json").read_text())["result"]
+    process = dsbs("eval", "--model_dir", finished, "--split", "test", "--output", tmp_path / "out.jsonl")
+    assert process.returncode == 0, process.stderr
+    told = json.loads(process.stdout)
+    assert (told["accuracy"], told["step"]) == (result["test_accuracy"], result["selected_step"])
+    rows = lines(finished / "predictions_test.jsonl")
+    assert lines(tmp_path / "out.jsonl") == rows
+
+    (tmp_path / "in.txt").write_text("".join(row["input"] + "\n" for row in rows[:5]))
+    process = dsbs("predict", "--model_dir", finished, "--input", tmp_path / "in.txt")
+    assert process.returncode == 0, process.stderr
+    predictions = [json.loads(line) for line in process.stdout.splitlines()]
+    assert predictions == [{"input": row["input"], "prediction": row["prediction"]} for row in rows[:5]]
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_examples_and_a_saved_state(dsbs, tmp_path):
+    process = dsbs(*RUN, "--model_dir", tmp_path / "run", "--gin.LEARNING_RATE=1e38")
+    assert process.returncode == 1
+    message = process.stderr.splitlines()[-1]
+    assert "Step 2: the loss or a gradient is not finite" in message
+    assert "train/" in message
+    saved = weights(tmp_path / "run", 1)
+    assert all(np.isfinite(array).all() for array in saved.values())
+    assert next(array for name, array in saved.items() if name.endswith("['step']")) == 1
+
+
+@pytest.mark.parametrize(
+    ("bindings", "sentence"),
+    [
+        (["T5Config.vocab_size=50"], "set T5Config.vocab_size"),
+        (["METHOD='nonsense'"], "There is no method 'nonsense'"),
+        (["VOCABULARY='/nowhere/spiece.model'"], "/nowhere/spiece.model"),
+        (["MIXTURE_OR_TASK_NAME='dsbs_bestiarry'"], "bestiary"),
+        (["INITIAL_CHECKPOINT_PATH='/nowhere'"], "/nowhere"),
+        (["DATASET_ARGUMENTS={'creature': 5}"], "has no argument 'creature'"),
+        (["TrainConfig.pack_lengths=(8, 8)"], "pack_lengths"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_sentence_before_training(dsbs, tmp_path, bindings, sentence):
+    process = dsbs(*RUN, "--model_dir", tmp_path / "run", *(f"--gin.{binding}" for binding in bindings))
+    assert process.returncode == 1
+    assert sentence in process.stderr.splitlines()[-1]
+    assert "Traceback" not in process.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_an_output_folder_that_cannot_be_written_is_refused(dsbs, tmp_path):
+    (tmp_path / "file").write_text("")
+    process = dsbs(*RUN, "--model_dir", tmp_path / "file" / "run")
+    assert process.returncode == 1
+    assert "Cannot write to the output folder" in process.stderr.splitlines()[-1]
+
+
+def test_an_output_folder_without_room_is_refused(dsbs, finished, tmp_path):
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+
+    process = dsbs(*RUN, "--model_dir", tmp_path / "run", preexec_fn=no_room)
+    assert process.returncode == 1
+    assert "Cannot write to the output folder" in process.stderr.splitlines()[-1]
+
+
+def test_a_batch_that_the_mesh_cannot_divide_is_refused(dsbs, finished, tmp_path):
+    process = dsbs(
+        *(*RUN, "--model_dir", tmp_path / "run", "--gin.EVAL_BATCH_SIZE=7"),
+        env={"XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+    )
+    assert process.returncode == 1
+    assert "eval_batch_size is 7" in process.stderr.splitlines()[-1]
