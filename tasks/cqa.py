@@ -4,6 +4,8 @@ The label is the answer's text. Labels are closed per row: one of its own choice
 the 9,741 train rows is held out (Table 3 of the paper: 8,766 / 975 / 1,221).
 """
 
+import string
+
 from dsbs_jax.data.dataset import Dataset
 from dsbs_jax.data.sources import FolderSource, Row
 from dsbs_jax.schema import Example
@@ -18,7 +20,7 @@ def to_example(example_id: str, row: Row) -> Example:
         label = choices[letters.index(row["answerKey"])] if row["answerKey"] else None
     else:
         choices, label = tuple(row["choices"]), row["answer"]
-    lines = [f"({letter}) {choice}" for letter, choice in zip("abcdefgh", choices, strict=False)]
+    lines = [f"({letter}) {choice}" for letter, choice in zip(string.ascii_lowercase, choices, strict=False)]
     text = "\n".join([str(row["question"]), "Answer Choices:", *lines])
     return Example(example_id, text, label, choices=choices)
 

@@ -54,7 +54,7 @@ def read(split: str, data_dir: str | Path | None, *, source: str = "", extra_inp
     elif _prepared(require_folder("svamp", data_dir)):
         rows = _SOURCE(split, data_dir)
     else:
-        path = Path(data_dir) / "svamp" / ORIGINAL
+        path = require_folder("svamp", data_dir) / ORIGINAL
         problems = [row for _, row in read_file(path)]
         rows = Rows(_reference_split(split, problems, str(path)), str(path), path.parent, split)
     if split == "train" and extra_inputs:

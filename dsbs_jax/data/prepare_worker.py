@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -150,7 +150,7 @@ def _write_split(writer: StoreWriter, split: str, loaded: LoadedSplit, request: 
         counts[f"skipped: {reason}"] += count
     for reason, count in loaded.counts.teacher_failures.items():
         counts[f"teacher's answer: {reason}"] += count
-    pairs = [_tokenise(task, split, loaded.examples, request, counts) for task in request.tasks]
+    pairs = [tokenise(task, split, loaded.examples, request, counts) for task in request.tasks]
     split_writer = writer.split(split, [task.name for task in request.tasks], request.vocabulary.size)
     for row, example in enumerate(loaded.examples):
         split_writer.add([of_task[row] for of_task in pairs], _texts(example))
@@ -158,7 +158,7 @@ def _write_split(writer: StoreWriter, split: str, loaded: LoadedSplit, request: 
     return dict(counts)
 
 
-def _tokenise(
+def tokenise(
     task: TaskFormat,
     split: str,
     examples: Sequence[Example],
@@ -183,7 +183,7 @@ def _tokenise(
     inputs, targets = (_ragged([element[feature] for element in elements]) for feature in ("inputs", "targets"))
     rows, has_target = (np.concatenate([element[key].numpy() for element in elements]) for key in ("row", "has_target"))
 
-    pairs: list[Pair | None] = [None] * len(examples)
+    pairs: list[Any] = [None] * len(examples)
     for index, (row, complete) in enumerate(zip(rows.tolist(), has_target.tolist(), strict=True)):
         input_ids, input_cut = inputs.trimmed(index, request.feature_lengths[0])
         target_ids, target_cut = targets.trimmed(index, request.feature_lengths[1])

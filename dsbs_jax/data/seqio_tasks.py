@@ -25,7 +25,7 @@ PUBLIC_T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 Load = Callable[[str], Sequence[Example]]
 
 
-@gin.configurable(module="dsbs")
+@gin.configurable(module="dsbs")  # type: ignore[attr-defined]  # the library, not the folder gin/
 def seqio_settings(data_dir: str | None = None, vocabulary: str | None = None) -> tuple[str | None, str]:
     """(data folder, vocabulary file) of the registered tasks; gin or the environment name them.
 

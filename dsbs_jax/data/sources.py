@@ -7,11 +7,12 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from dsbs_jax.data.dataset import Rows
 from dsbs_jax.schema import Example
 
-Row = dict[str, object]
+Row = dict[str, Any]
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 
 # The reference's file names: validation is `valid` there.
