@@ -27,8 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = parser.parse_known_args(argv)
     bindings = [word.removeprefix("--gin.") for word in rest if word.startswith("--gin.")]
     unknown = [word for word in rest if not word.startswith("--gin.")]
-    if unknown or (bindings and not arguments.takes_gin):
-        parser.error(f"unknown arguments: {' '.join(unknown or rest)}")
+    if unknown:
+        parser.error(f"unknown arguments: {' '.join(unknown)}")
     _set_up_logging()
     from dsbs_jax.training.preemption import Preempted
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dsbs", description="Distilling step-by-step in JAX.")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    def verb(name: str, run: Callable[..., int | None], help: str, gin: bool = True) -> argparse.ArgumentParser:
+    def verb(name: str, run: Callable[..., int | None], help: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
             name,
             help=help,
@@ -57,16 +57,10 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if gin:
-            sub.add_argument("--gin_file", action="append", default=[], help="gin file, by path or name; repeatable")
-            sub.add_argument("--data_dir", help="folder of datasets (default: the environment's DSBS_DATA_DIR)")
-            sub.add_argument_group("gin").add_argument(
-                "--gin.NAME",
-                metavar="VALUE",
-                dest="unused",
-                help="bind a macro or parameter, e.g. --gin.TRAIN_STEPS=100",
-            )
-        sub.set_defaults(run=run, takes_gin=gin)
+        sub.add_argument("--gin_file", action="append", default=[], help="gin file, by path or name; repeatable")
+        sub.add_argument("--data_dir", help="folder of datasets (default: the environment's DSBS_DATA_DIR)")
+        sub.add_argument("--gin.NAME=VALUE", dest="unused", help="bind a macro or parameter: --gin.TRAIN_STEPS=100")
+        sub.set_defaults(run=run)
         return sub
 
     sub = verb("demo", _demo, "distil on the embedded dataset: both methods, fractions, seeds; a table and a plot")
@@ -96,10 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--input", default="-", help="text, one input a line, or JSON lines with `input` (default: stdin)")
     sub.add_argument("--output", default="-", help="JSON lines of `input` and `prediction` (default: stdout)")
 
-    sub = verb("bench", _bench, "measure training speed against transformers' T5 in torch", gin=False)
+    sub = verb("bench", _bench, "measure training speed against transformers' T5 in torch")
     sub.add_argument("what", choices=("train",))
-    sub.add_argument("--data_dir", help="folder of datasets; without it the embedded one is used")
-    sub.add_argument("--steps", type=int, default=10, help="steps of each, interleaved (default: %(default)s)")
     return parser
 
 
@@ -227,6 +219,12 @@ def _predict(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 
 
 def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    import json
+
+    from dsbs_jax import gin_config
     from dsbs_jax.experiments import bench
 
-    print(bench.train(arguments.data_dir, arguments.steps))
+    data = "datasets/cqa" if arguments.data_dir or os.environ.get("DSBS_DATA_DIR") else "datasets/bestiary"
+    files = ("runs/train", data, "models/t5_1_1_small", "runs/bench")
+    _parse_gin(arguments, bindings, *files, unneeded=("MODEL_DIR",))
+    print(json.dumps(bench.train(gin_config.make(bench.BenchConfig))))

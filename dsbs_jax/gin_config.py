@@ -15,19 +15,22 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-import dsbs_jax
 import gin
+from gin import config_parser
+
+import dsbs_jax
 from dsbs_jax import schema
 from dsbs_jax.data.custom import CustomDataset
 from dsbs_jax.data.locations import find_vocabulary_file
 from dsbs_jax.data.prepare import StoreRequest
 from dsbs_jax.data.vocabulary import Vocabulary
+from dsbs_jax.experiments.bench import BenchConfig
+from dsbs_jax.experiments.demo import DemoConfig
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.sharding.mesh import MeshConfig
 from dsbs_jax.teacher.parsers import MarkerParser
 from dsbs_jax.training.config import TrainConfig
 from dsbs_jax.training.optimizers import OptimizerConfig
-from gin import config_parser
 
 T = TypeVar("T")
 
@@ -67,7 +70,9 @@ def dataset_arguments(arguments: Mapping[str, int | float | str]) -> tuple[tuple
 
 
 _CONFIGURABLES: tuple[Callable[..., Any], ...] = (
+    BenchConfig,
     CustomDataset,
+    DemoConfig,
     MarkerParser,
     MeshConfig,
     OptimizerConfig,

@@ -176,6 +176,7 @@ def make_method(
         raise ValueError(f"prefix_style is {prefix_style!r}; it must be one of {', '.join(PREFIXES)}.")
     prefix = PREFIXES[prefix_style]
     marker = None
+    tasks: tuple[TaskFormat, ...]
     match name:
         case "standard":
             tasks = (TaskFormat("label", weight=label_weight),)

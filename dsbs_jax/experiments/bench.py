@@ -21,7 +21,7 @@ import numpy as np
 from dsbs_jax import schema
 from dsbs_jax.data.batches import BatchPlan
 from dsbs_jax.data.prepare import StoreRequest, ensure_store
-from dsbs_jax.data.store import Split, TokenStore
+from dsbs_jax.data.store import Feature, Split, TokenStore
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.arrays import put_batch
@@ -148,11 +148,12 @@ def _torch_step(config: BenchConfig, plan: BatchPlan) -> Callable[[int], None]:
 
 
 def _padded(split: Split, task: str, indices: np.ndarray) -> dict[str, np.ndarray]:
-    """One task's rows padded to the longest, as transformers' DataCollatorForSeq2Seq does; rows without a pair are out."""
+    """One task's rows padded to the longest, as DataCollatorForSeq2Seq does; rows without a pair are left out."""
     lengths = split.lengths(task, "targets")
     kept = [index for index in indices if lengths[index]]
-    arrays = {}
-    for feature, name, padding in (("inputs", "input_ids", 0), ("targets", "labels", -100)):
+    arrays: dict[str, np.ndarray] = {}
+    features: tuple[tuple[Feature, str, int], ...] = (("inputs", "input_ids", 0), ("targets", "labels", -100))
+    for feature, name, padding in features:
         rows = [split.tokens(task, feature, index) for index in kept]
         array = np.full((len(rows), max(map(len, rows))), padding, np.int64)
         for at, row in enumerate(rows):

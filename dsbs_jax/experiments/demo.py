@@ -1,4 +1,4 @@
-"""The paper's claim on the embedded dataset: both methods, several fractions and seeds, a table, a plot, a paired test."""
+"""The paper's claim on the embedded dataset: both methods, fractions and seeds; a table, a plot, a paired test."""
 
 from __future__ import annotations
 

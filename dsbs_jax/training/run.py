@@ -74,7 +74,7 @@ class Run:
     def batches(self) -> Iterator[tuple[int, dict[str, jax.Array], dict[str, float]]]:
         """(number of the step from 1, batch on the devices, host numbers) of the steps that `state` has not done."""
         rows = local_rows(self.mesh, self.plan.shape[0])
-        source = prefetch(self.plan, int(self.state.step), self.config.steps, rows)
+        source: Any = prefetch(self.plan, int(self.state.step), self.config.steps, rows)
         try:
             waiting = time.perf_counter()
             for step, batch, stats in source:

@@ -94,12 +94,17 @@ def test_a_run_leaves_its_result_metrics_predictions_and_configuration(finished)
 def test_training_imports_no_tensorflow(environment, finished, tmp_path):
     script = (
         "import sys; from dsbs_jax.cli import main; code = main(sys.argv[1:]); "
-        "print(sorted({'tensorflow', 'seqio', 'tensorflow_text', 'torch', 'transformers', 'pandas', 'pyarrow', 'datasets'}"
+        "heavy = {'tensorflow', 'seqio', 'tensorflow_text', 'torch', 'transformers', 'pandas', 'pyarrow', 'datasets'}; "
+        "print(sorted(heavy"
         " & {name.partition('.')[0] for name in sys.modules})); sys.exit(code)"
     )
     process = subprocess.run(
         [sys.executable, "-c", script, *RUN, "--model_dir", str(tmp_path / "run"), "--gin.TRAIN_STEPS=2"],
-        **{"env": environment, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 300},
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == "[]"
@@ -109,7 +114,10 @@ def start_and_stop(environment, folder: pathlib.Path, after_step: int, with_sign
     """Starts a run, sends a signal once `after_step` is logged, returns the exit code."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dsbs_jax", *RUN, "--model_dir", str(folder), "--gin.CHECKPOINT_PERIOD=2"],
-        **{"env": environment, "cwd": folder.parent, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
+        env=environment,
+        cwd=folder.parent,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 200
