@@ -1,0 +1,160 @@
+"""Reading teachers' answers: the reference's rules, its real answers, and any text at all."""
+
+import re
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsbs_jax.schema import TeacherOutput
+from dsbs_jax.teacher.answers import read_answers
+from dsbs_jax.teacher.parsers import PARSERS, MarkerParser
+
+NLI = ("entailment", "neutral", "contradiction")
+
+
+def test_cqa_reads_what_stands_before_the_invented_next_question():
+    answer = "It must be sums. So the answer is (d) math problem.\n\nQ: Next?\nA: No. So the answer is (a) x."
+    assert PARSERS["cqa"](answer) == TeacherOutput("It must be sums.", "math problem")
+
+
+def test_svamp_keeps_the_parentheses():
+    answer = "So 10 - (3 + 6) = 1. The answer is (10 - (3 + 6)).\n\nQ: There are 15 trees"
+    assert PARSERS["svamp"](answer) == TeacherOutput("So 10 - (3 + 6) = 1.", "(10 - (3 + 6))")
+    assert PARSERS["asdiv"](answer) == PARSERS["svamp"](answer)
+
+
+def test_esnli_ends_at_the_next_premise_even_where_it_is_cut_off():
+    whole = "Not at the diner.\nAnswer: contradiction\n\nPremise: A person on a horse"
+    cut = "Not at the diner.\nAnswer: contradiction\n\nPre"
+    assert PARSERS["esnli"](whole) == PARSERS["esnli"](cut) == TeacherOutput("Not at the diner.", "contradiction")
+    assert PARSERS["esnli"]("r\nAnswer: entailment\n\nPre").label == "entailment"
+
+
+def test_anli1_takes_the_rest_without_its_full_stop():
+    answer = "It says so. So the answer is entailment.\n\nPremise: Another"
+    assert PARSERS["anli1"](answer) == TeacherOutput("It says so.", "entailment")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "answer", "expected"),
+    [
+        ("cqa", "", TeacherOutput(None, None, "empty_answer")),
+        ("cqa", " \n ", TeacherOutput(None, None, "empty_answer")),
+        ("cqa", "It must be a place where", TeacherOutput(None, None, "no_marker")),
+        ("cqa", "a So the answer is (a) b. So the answer is (c) d.", TeacherOutput(None, None, "several_markers")),
+        ("cqa", "It is none. So the answer is none.", TeacherOutput("It is none.", None, "no_label")),
+        ("cqa", "So the answer is (a) b.", TeacherOutput(None, "b", "no_rationale")),
+        ("cqa", "Q: So the answer is (a) b.", TeacherOutput(None, None, "no_marker")),
+        ("svamp", "So 3. The answer is 3.", TeacherOutput("So 3.", None, "no_label")),
+        ("svamp", "So. The answer is )(.", TeacherOutput("So.", None, "no_label")),
+        ("esnli", "It is.\nAnswer:", TeacherOutput("It is.", None, "no_label")),
+        ("esnli", "\nAnswer:\n\nPremise: A", TeacherOutput(None, None, "no_label")),
+        ("esnli", "Cut off before the", TeacherOutput(None, None, "no_marker")),
+        ("anli1", "So the answer is neutral.", TeacherOutput(None, "neutral", "no_rationale")),
+    ],
+)
+def test_broken_answers_get_a_reason_and_no_blank_field(dataset, answer, expected):
+    assert PARSERS[dataset](answer) == expected
+
+
+def reference_label(dataset: str, answer: str) -> str | None:
+    """The label by the reference's documented rules, written as slowly as they read; None where they give none."""
+    if dataset == "esnli":
+        parts = answer.split("Answer: ")
+        return parts[1].split("Premise")[0].rstrip() if len(parts) > 1 else None
+    stop, marker = {
+        "cqa": ("Q:", "So the answer is"),
+        "svamp": ("Q:", "The answer is"),
+        "anli1": ("Premise:", "So the answer is"),
+    }[dataset]
+    parts = answer.split(stop)[0].rstrip().split(marker)
+    if len(parts) != 2:
+        return None
+    if dataset == "cqa":
+        choices = re.split(r"\(.\)", parts[1])
+        return choices[1].strip().removesuffix(".") if len(choices) > 1 else None
+    if dataset == "svamp":
+        found = re.search(r"\(.*\)", parts[1])
+        return found.group(0) if found else None
+    return parts[1].lstrip().removesuffix(".")
+
+
+# Texts dense in what the rules look for.
+PIECES = st.sampled_from(
+    (
+        *("So the answer is", "The answer is", "Answer:", "Answer: ", "Q:", "Premise", "Premise:", "Pre"),
+        *("(a)", "(b)", "(", ")", ".", " ", "\n", "\n\n", "\x0b", "\u2028", "é", " + ", "3", "dog", *NLI),
+    )
+)
+ANSWERS = st.lists(PIECES, max_size=14).map("".join) | st.text(max_size=60)
+
+
+@given(ANSWERS)
+def test_any_text_gives_a_result_without_blank_fields(answer):
+    for parse in PARSERS.values():
+        output = parse(answer)
+        for field in (output.rationale, output.label):
+            assert field is None or field.strip() == field != ""
+        assert (output.failure is None) == (output.rationale is not None and output.label is not None)
+
+
+@pytest.mark.parametrize("dataset", ["cqa", "svamp", "esnli", "anli1"])
+@given(answer=ANSWERS)
+def test_where_the_reference_reads_a_valid_label_so_does_ours(dataset, answer):
+    expected = reference_label(dataset, answer)
+    valid = {
+        "cqa": expected == "dog",
+        "svamp": expected is not None,
+        "esnli": expected in NLI,
+        "anli1": expected in NLI,
+    }
+    if valid[dataset]:
+        assert PARSERS[dataset](answer).label == expected
+
+
+@pytest.mark.parametrize("dataset", sorted(PARSERS))
+@pytest.mark.parametrize(
+    "unit", ["(", "()", "So the answer is", "The answer is(", "Answer: ", "Q:", "Premise", "\n", " "]
+)
+def test_long_answers_take_linear_time(dataset, unit):
+    # 1 MB takes some 10 ms; anything quadratic would take hours. The bound only tells those two apart.
+    start = time.perf_counter()
+    PARSERS[dataset]("x The answer is " + unit * (1_000_000 // len(unit)))
+    assert time.perf_counter() - start < 10
+
+
+def test_a_parser_of_ones_own_needs_no_code():
+    parse = MarkerParser("####", label="rest")
+    assert parse("3 and 4 are 7.\n#### 7") == TeacherOutput("3 and 4 are 7.", "7")
+    with pytest.raises(ValueError, match="label is 'word'"):
+        MarkerParser("####", label="word")
+    with pytest.raises(ValueError, match="marker is empty"):
+        MarkerParser("")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "labels", "rationales", "failures"),
+    [
+        # Counted with these parsers; a change of a rule shows here.
+        ("cqa", "train", 9738, 9741, {"no_label": 3}),
+        ("cqa", "test", 1221, 1221, {}),
+        ("svamp", "train", 787, 789, {"no_marker": 11, "no_label": 2}),
+        ("svamp", "test", 198, 198, {"no_marker": 2}),
+        ("esnli", "train", 9830, 9856, {"no_marker": 143, "no_label": 27}),
+        ("esnli", "validation", 9838, 9838, {"no_marker": 4}),
+        ("esnli", "test", 9824, 9824, {}),
+    ],
+)
+def test_palms_answers(shared_data, dataset, split, labels, rationales, failures):
+    answers = read_answers(shared_data / "dss" / dataset, "llm", split)
+    outputs = [PARSERS[dataset](answer) for answer in answers]
+    found = [output.failure for output in outputs if output.failure]
+    assert {code: found.count(code) for code in set(found)} == failures
+    assert sum(output.label is not None for output in outputs) == labels
+    assert sum(output.rationale is not None for output in outputs) == rationales
+    for output, answer in zip(outputs, answers, strict=True):
+        expected = reference_label(dataset, answer)
+        if expected is not None and (dataset != "esnli" or expected in NLI):
+            assert output.label == expected
