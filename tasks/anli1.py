@@ -3,10 +3,9 @@
 16,946 / 1,000 / 1,000 rows (Table 3 of the paper).
 """
 
-from dsbs_jax.tasks.esnli import LABELS, to_example
-
 from dsbs_jax.data.dataset import Dataset
 from dsbs_jax.data.sources import FolderSource
+from dsbs_jax.tasks.esnli import LABELS, to_example
 from dsbs_jax.teacher.parsers import PARSERS
 
 _SOURCE = FolderSource(

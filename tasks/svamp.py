@@ -9,11 +9,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-from dsbs_jax.tasks import asdiv
 
 from dsbs_jax.data.dataset import Dataset, Rows
 from dsbs_jax.data.sources import SUFFIXES, FolderSource, Row, read_file, read_hub, require_folder
 from dsbs_jax.schema import Example
+from dsbs_jax.tasks import asdiv
 from dsbs_jax.teacher.parsers import PARSERS
 
 HUB = "hub:ChilleD/SVAMP"

@@ -8,11 +8,11 @@ from __future__ import annotations
 import collections
 from collections.abc import Callable, Mapping, Sequence
 
+import gin
 import numpy as np
 import seqio
 import tensorflow as tf
 
-import gin
 from dsbs_jax.data import registration
 from dsbs_jax.data.dataset import SPLITS, Dataset
 from dsbs_jax.data.locations import find_data_dir, find_vocabulary_file
