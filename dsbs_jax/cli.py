@@ -53,13 +53,12 @@ def _parser() -> argparse.ArgumentParser:
             name,
             help=help,
             description=help,
-            epilog=f"example: {EXAMPLES[name]}",
+            epilog=f"--gin.NAME=VALUE binds a macro or parameter: --gin.BATCH_SIZE=32\n\nexample: {EXAMPLES[name]}",
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--gin_file", action="append", default=[], help="gin file, by path or name; repeatable")
         sub.add_argument("--data_dir", help="folder of datasets (default: the environment's DSBS_DATA_DIR)")
-        sub.add_argument("--gin.NAME=VALUE", dest="unused", help="bind a macro or parameter: --gin.TRAIN_STEPS=100")
         sub.set_defaults(run=run)
         return sub
 
@@ -68,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("data", _data, "list, show or check datasets")
     sub.add_argument("action", choices=("list", "show", "check"))
-    sub.add_argument("dataset", nargs="?", help="for show and check: a name such as cqa")
+    sub.add_argument("dataset", nargs="?", help="for show and check: a name such as cqa, or a gin file of your own")
     sub.add_argument("--split", default="train", help="for show (default: %(default)s)")
     sub.add_argument("-n", type=int, default=3, help="for show: how many examples (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="for check: one JSON object instead of text")
@@ -98,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
 def _set_up_logging() -> None:
     import logging
 
+    # Where a verb loads TensorFlow at all, its notices would drown what the verb says.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("dsbs_jax").setLevel(logging.INFO)
 
@@ -132,9 +133,14 @@ def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     if arguments.action == "list":
         print(inspect.list_datasets())
         return
+    from dsbs_jax import gin_config
+
     if not arguments.dataset:
         raise ValueError(f"Name a dataset: dsbs data {arguments.action} NAME; `dsbs data list` shows them.")
-    request = _store_request(arguments, bindings, f"datasets/{arguments.dataset}")
+    shipped = f"datasets/{arguments.dataset}"
+    request = _store_request(
+        arguments, bindings, shipped if f"{shipped}.gin" in gin_config.names() else arguments.dataset
+    )
     if arguments.action == "show":
         print(inspect.show(request, arguments.split, arguments.n))
     else:

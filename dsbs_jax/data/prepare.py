@@ -55,7 +55,7 @@ class StoreRequest:
     """Everything that decides what stands in a token store.
 
     Attributes:
-      name: the dataset; or any SeqIO task or mixture that importing `module` registers.
+      name: the dataset; or any SeqIO task or mixture that importing `module` registers. A custom dataset's own name.
       vocabulary: turns text into ids.
       tasks: the method's tasks, in the order of the per-token task ids. Their weights do not matter here. Not read for
         foreign SeqIO tasks.
@@ -82,7 +82,9 @@ class StoreRequest:
     holdout_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.module == OWN_TASKS:
+        if self.custom is not None:
+            object.__setattr__(self, "name", self.custom.name)
+        elif self.module == OWN_TASKS:
             # The mixture's name in SeqIO's registry means the dataset.
             object.__setattr__(self, "name", self.name.removeprefix("dsbs_"))
         if len(self.feature_lengths) != 2 or min(self.feature_lengths) < 2:
