@@ -344,28 +344,17 @@ class T5(nn.Module):
         del encoder_positions, decoder_positions
         if encoder_segment_ids is None:
             encoder_segment_ids = single_segment(encoder_input_tokens)
-        encoded = self.encode(encoder_input_tokens, encoder_segment_ids, deterministic)
-        return self.decode(encoded, encoder_segment_ids, decoder_input_tokens, decoder_segment_ids, deterministic)
-
-    def encode(
-        self, encoder_input_tokens: jax.Array, encoder_segment_ids: jax.Array, deterministic: bool = True
-    ) -> jax.Array:
-        """Encoded inputs: [batch, encoder_length, d_model]."""
-        return self.encoder(self._embed(encoder_input_tokens), encoder_segment_ids, deterministic)
-
-    def decode(
-        self,
-        encoded: jax.Array,
-        encoder_segment_ids: jax.Array,
-        decoder_input_tokens: jax.Array,
-        decoder_segment_ids: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """What the logits are read off, for whole targets at once: [batch, length, d_model]."""
         if decoder_segment_ids is None:
             decoder_segment_ids = jnp.ones_like(decoder_input_tokens)
-        x = self._embed(decoder_input_tokens)
-        return self._scale(self.decoder(x, decoder_segment_ids, encoded, encoder_segment_ids, deterministic))
+        # One lookup for both: the gradient of each is as large as the whole table.
+        x = self._embed(jnp.concatenate([encoder_input_tokens, decoder_input_tokens], axis=1))
+        encoder_x, decoder_x = jnp.split(x, [encoder_input_tokens.shape[1]], axis=1)
+        encoded = self.encoder(encoder_x, encoder_segment_ids, deterministic)
+        return self._scale(self.decoder(decoder_x, decoder_segment_ids, encoded, encoder_segment_ids, deterministic))
+
+    def encode(self, encoder_input_tokens: jax.Array, encoder_segment_ids: jax.Array) -> jax.Array:
+        """The encoded inputs for `start_cache`: [batch, encoder_length, d_model]. No dropout."""
+        return self.encoder(self._embed(encoder_input_tokens), encoder_segment_ids, deterministic=True)
 
     def start_cache(self, encoded: jax.Array, encoder_segment_ids: jax.Array, max_length: int) -> DecoderCache:
         """What `decode_step` reads, for targets of up to `max_length` tokens; one example a row."""
