@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -30,7 +31,7 @@ from dsbs_jax.training.checkpoints import Checkpoints, abstract
 from dsbs_jax.training.config import TrainConfig, changed_fields
 from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from dsbs_jax.training.step import TrainState, abstract_params, create_state, make_train_step
+from dsbs_jax.training.step import TrainState, abstract_params, abstract_state, create_state, make_train_step
 from dsbs_jax.training.telemetry import NonFiniteLossError, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -249,11 +250,11 @@ def _state(
     _check_same(config, record["config"], config.model_dir)
     if record["vocabulary"] != config.data.vocabulary.fingerprint:
         raise ValueError(f"{config.model_dir} was trained with another vocabulary: choose another model_dir.")
-    state = create_state(model, optimizer, config.seed, mesh)
-    restored = checkpoints.restore(newest, abstract(state.params), abstract(_optimizer_item(state)))
+    wanted = abstract_state(model, optimizer, mesh)
+    restored = checkpoints.restore(newest, wanted.params, _optimizer_item(wanted))
     logger.info("Going on after step %d.", newest)
     history = [(int(step), float(accuracy)) for step, accuracy in record["history"]]
-    return state.replace(params=restored.params, **restored.optimizer), history
+    return TrainState(params=restored.params, healthy=jnp.bool_(True), **restored.optimizer), history
 
 
 def _check_same(config: TrainConfig, before: dict[str, Any], model_dir: str) -> None:

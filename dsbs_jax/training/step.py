@@ -43,12 +43,15 @@ class TrainState:
       opt_state: the optimiser's state.
       rng: uint32 key data; the dropout of step k is drawn from `fold_in(rng, k)`, wherever the run was resumed and
         however many hosts it has.
+      healthy: bool `[]`, False from the first step whose loss or gradient was not finite. From then on every step
+        leaves the state alone, so a caller that notices some steps later still holds the state before that step.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
     rng: jax.Array
+    healthy: jax.Array
 
 
 def abstract_params(model: nn.Module) -> Any:
@@ -89,6 +92,7 @@ def abstract_state(
         params=jax.tree.map(place, shapes, shardings),
         opt_state=jax.tree.map(place, opt_state, shardings_like_params(opt_state, shapes, shardings, whole)),
         rng=place(rng, whole),
+        healthy=jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole),
     )
 
 
@@ -115,12 +119,12 @@ def create_state(
     if params is None:
         params = init_params(model, seed, mesh, rules)
 
-    def rest(seed: jax.Array, params: Any) -> tuple[jax.Array, Any, jax.Array]:
-        return jnp.int32(0), optimizer.init(params), jax.random.key_data(_keys(seed)[1])
+    def rest(seed: jax.Array, params: Any) -> tuple[jax.Array, Any, jax.Array, jax.Array]:
+        return jnp.int32(0), optimizer.init(params), jax.random.key_data(_keys(seed)[1]), jnp.bool_(True)
 
-    places = (shardings.step, shardings.opt_state, shardings.rng)
-    step, opt_state, rng = jax.jit(rest, out_shardings=places)(jnp.uint32(seed), params)
-    return TrainState(step=step, params=params, opt_state=opt_state, rng=rng)
+    places = (shardings.step, shardings.opt_state, shardings.rng, shardings.healthy)
+    step, opt_state, rng, healthy = jax.jit(rest, out_shardings=places)(jnp.uint32(seed), params)
+    return TrainState(step=step, params=params, opt_state=opt_state, rng=rng, healthy=healthy)
 
 
 def make_train_step(
@@ -137,8 +141,8 @@ def make_train_step(
     """The jitted training step `(state, batch) -> (state, metrics)`. It donates the state: the old one is gone.
 
     The loss is that of `multi_task_loss`, with token counts over the whole batch: on any mesh and in any number of
-    microbatches it is the same loss. Where the loss or a gradient is not finite, the state is returned as it came in,
-    its step not counted, and `finite` is False: the caller can still save it.
+    microbatches it is the same loss. Where the loss or a gradient is not finite, the state is returned as it came in but
+    for `healthy`, its step not counted, by this step and all later ones: the caller can still save it.
 
     Args:
       model: the student; called with the batch's tokens, segment ids and positions.
@@ -220,12 +224,13 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
             (value, sums), grads = accumulate(state.params, batch, counts, key)
             grad_norm = optax.tree.norm(grads)
-            finite = jnp.isfinite(value) & jnp.isfinite(grad_norm)
+            finite = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             updated = state.replace(
                 step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
             )
-        state_out = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+        state_out = kept.replace(healthy=finite)
         metrics = {
             "loss": value,
             "task_loss": sums.loss / jnp.maximum(counts, 1.0),

@@ -168,8 +168,13 @@ def test_step_that_is_not_finite_leaves_the_state_as_it_was(poisoned):
     before = jax.device_get(state)
     state, metrics = step(state, put_batch(batch, one_device()))
     assert not metrics["finite"]
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before)
+    assert not state.healthy
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before.replace(healthy=np.False_))
     assert int(state.step) == 1
+    # A good batch afterwards changes nothing either: who notices late still holds the state before the bad step.
+    state, metrics = step(state, put_batch(make_batch(0), one_device()))
+    assert not metrics["finite"]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before.replace(healthy=np.False_))
 
 
 def test_run_goes_on_as_if_never_interrupted():
