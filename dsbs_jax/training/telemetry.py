@@ -19,11 +19,26 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from tensorboardX import SummaryWriter
 
 LAG = 2  # Steps between dispatching a step and reading its numbers.
 
 logger = logging.getLogger(__name__)
+
+
+def _import_summary_writer() -> Any:
+    """tensorboardX's writer. Where torch is installed, tensorboardX loads it (seconds) only to know its tensors."""
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if absent:
+            del sys.modules["torch"]
+    return SummaryWriter
+
+
+SummaryWriter = _import_summary_writer()
 
 
 class NonFiniteLossError(FloatingPointError):
