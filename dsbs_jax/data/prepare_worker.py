@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsbs_jax.data.dataset import SPLITS, Dataset, LoadedSplit
-from dsbs_jax.data.prepare import PROGRESS, StoreRequest, read_job
+from dsbs_jax.data.prepare import OWN_TASKS, PROGRESS, StoreRequest, read_job
 from dsbs_jax.data.store import Pair, StoreMeta, StoreWriter, Stream
 from dsbs_jax.data.vocabulary import EOS_ID
 from dsbs_jax.schema import Example, TaskFormat
@@ -96,7 +96,7 @@ def find_dataset(request: StoreRequest) -> Dataset | None:
     except ImportError as error:
         raise ValueError(f"The module {request.module!r} of {request.name!r} cannot be imported: {error}.") from None
     datasets: Mapping[str, Dataset] = getattr(module, "DATASETS", {})
-    dataset = datasets.get(request.name.removeprefix("dsbs_"))
+    dataset = datasets.get(request.name)
     return dataset and dataset.with_arguments(request.dataset_arguments)
 
 
@@ -240,8 +240,10 @@ def _meta(
 def _prepare_foreign(request: StoreRequest, root: Path, key: str) -> Path:
     import seqio
 
+    # The request leaves the prefix of our own registered tasks out.
+    prefix = "dsbs_" if request.module == OWN_TASKS else ""
     try:
-        provider = seqio.get_mixture_or_task(request.name)
+        provider = seqio.get_mixture_or_task(prefix + request.name)
     except ValueError:
         raise ValueError(_unknown_name(request)) from None
     tasks = seqio.get_subtasks(provider)
