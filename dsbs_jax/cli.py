@@ -167,11 +167,13 @@ def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json
 
     from dsbs_jax import gin_config
+    from dsbs_jax.sharding.compilation import keep_compilations
     from dsbs_jax.sharding.distributed import initialize
     from dsbs_jax.training import loop
     from dsbs_jax.training.config import TrainConfig
 
     _parse_gin(arguments, bindings, "runs/train")
+    keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
     config = gin_config.make(TrainConfig)
     operative = gin_config.operative()
     print(operative, file=sys.stderr)
@@ -183,6 +185,7 @@ def _student(arguments: argparse.Namespace, bindings: Sequence[str]):
     import os.path
 
     from dsbs_jax import gin_config
+    from dsbs_jax.sharding.compilation import keep_compilations
     from dsbs_jax.training.config import TrainConfig
     from dsbs_jax.training.student import load_student
 
@@ -190,6 +193,7 @@ def _student(arguments: argparse.Namespace, bindings: Sequence[str]):
     if not os.path.isfile(saved):
         raise FileNotFoundError(f"There is no {saved}: --model_dir must be the folder of a run of `dsbs train`.")
     _parse_gin(arguments, bindings, "runs/train", saved)
+    keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
     return load_student(gin_config.make(TrainConfig), arguments.step)
 
 

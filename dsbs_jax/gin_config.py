@@ -91,6 +91,10 @@ _PARAMETERS = {c.__name__: list(inspect.signature(c).parameters) for c in _CONFI
 _REGISTERED = {c.__name__: gin.external_configurable(c, name=c.__name__, module="dsbs") for c in _CONFIGURABLES}
 
 
+# Macros that no parameter reads but a verb of the command line.
+_READ_BY_VERBS = frozenset({"COMPILATION_CACHE_DIR"})
+
+
 class ConfigError(ValueError):
     """A gin file or binding that cannot be used, in one sentence."""
 
@@ -212,7 +216,7 @@ def _check_names(paths: Sequence[pathlib.Path], bindings: Sequence[str]) -> set[
         except SyntaxError as error:
             raise ConfigError(f"{source}: line {error.lineno}: {error.msg}") from error
     for name, (source, _) in bound.items():
-        if name not in references.macros:
+        if name not in references.macros | _READ_BY_VERBS:
             raise ConfigError(f"{source}: nothing reads the macro {name}.{_nearest(name, references.macros)}")
     return {name for name, (_, value) in bound.items() if value is _References.REQUIRED}
 

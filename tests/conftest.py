@@ -34,7 +34,12 @@ def store_root(tmp_path_factory) -> pathlib.Path:
 def environment(store_root, tmp_path_factory) -> dict[str, str]:
     """The environment of a user's process on one device, with its caches inside the session's folder."""
     kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "DSBS_DATA_DIR")}
-    return kept | {"DSBS_STORE_DIR": str(store_root), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    return kept | {
+        "DSBS_STORE_DIR": str(store_root),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 @pytest.fixture(scope="session")

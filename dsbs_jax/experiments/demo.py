@@ -104,6 +104,8 @@ def _start_worker(free) -> None:
 
 
 def _train(config: TrainConfig) -> dict:
+    from dsbs_jax.sharding.compilation import keep_compilations
     from dsbs_jax.training.loop import train
 
+    keep_compilations()
     return dataclasses.asdict(train(config))
