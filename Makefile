@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Nothing is kept outside the checkout.
+export DSBS_STORE_DIR ?= $(CURDIR)/.cache/stores
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/compiled
 
 .PHONY: demo test test-slow lint types install clean
 
