@@ -87,6 +87,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 def _held_shards(mesh: Mesh) -> dict[int, set[int]]:
     """For every process, which of the `row_multiple(mesh)` shards of a batch's rows its devices hold."""
     held: dict[int, set[int]] = {}
+    device: jax.Device
     for device, (index,) in batch_sharding(mesh).devices_indices_map((row_multiple(mesh),)).items():
         held.setdefault(device.process_index, set()).add(index.start or 0)
     return held

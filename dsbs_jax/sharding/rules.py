@@ -52,14 +52,15 @@ def param_shardings(boxed: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any
     logical = nn.get_partition_spec(boxed)
     shardings = nn.logical_to_mesh_sharding(logical, mesh, rules)
 
-    def check(path: tuple[Any, ...], array: jax.ShapeDtypeStruct, names: PartitionSpec, sharding: NamedSharding) -> None:
+    def check(
+        path: tuple[Any, ...], array: jax.ShapeDtypeStruct, names: PartitionSpec, sharding: NamedSharding
+    ) -> None:
         for size, name, axes in zip(array.shape, names, sharding.spec, strict=False):
             shards = _num_shards(mesh, axes)
             if size % shards:
                 raise ValueError(
-                    f"The parameter {jax.tree_util.keystr(path, simple=True, separator='/')} of shape {array.shape} has "
-                    f"{size} along {name!r}, which the {shards} devices along mesh axis {axes!r} cannot divide: "
-                    f"choose a size of {axes!r} that divides {size}."
+                    f"The parameter {_name(path)} of shape {array.shape} has {size} along {name!r}, which the "
+                    f"{shards} devices along mesh axis {axes!r} cannot divide: choose a size that divides {size}."
                 )
 
     jax.tree_util.tree_map_with_path(check, nn.meta.unbox(boxed), logical, shardings)
@@ -79,11 +80,11 @@ def scanned_layers(boxed: Any) -> Any:
       ValueError: where layers are stacked along another than the leading dimension.
     """
 
-    def count(path: tuple[Any, ...], array: jax.ShapeDtypeStruct, names: PartitionSpec) -> int:
+    def count(path: Any, array: jax.ShapeDtypeStruct, names: PartitionSpec) -> int:
         if "layers" in names[1:]:
             raise ValueError(
-                f"The parameter {jax.tree_util.keystr(path, simple=True, separator='/')} stacks its layers along "
-                f"dimension {names.index('layers')} of {tuple(names)}: they must be stacked along the first."
+                f"The parameter {_name(path)} stacks its layers along dimension "
+                f" {names.index('layers')} of {tuple(names)}: they must be stacked along the first."
             )
         return array.shape[0] if names[:1] == ("layers",) else 0
 
@@ -110,7 +111,7 @@ def shardings_like_params(tree: Any, params: Any, shardings: Any, otherwise: Nam
         )
     }
 
-    def find(path: tuple[Any, ...], array: jax.ShapeDtypeStruct) -> NamedSharding:
+    def find(path: Any, array: jax.ShapeDtypeStruct) -> NamedSharding:
         for start in range(len(path)):
             shape, sharding = known.get(path[start:], (None, otherwise))
             if shape == array.shape:
@@ -118,6 +119,10 @@ def shardings_like_params(tree: Any, params: Any, shardings: Any, otherwise: Nam
         return otherwise
 
     return jax.tree_util.tree_map_with_path(find, tree)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _num_shards(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

@@ -125,7 +125,7 @@ def make_optimizer(
 
     parts = [scale]
     if config.clip_norm is not None:
-        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+        parts.insert(0, _clip_by_global_norm(config.clip_norm))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, is_matrix))
     return optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config, train_steps)))
@@ -149,6 +149,17 @@ def per_layer(transformation: optax.GradientTransformation, scanned_layers: Any)
     return optax.partition(
         {f"layers_{height}": _vmapped(transformation) if height else transformation for height in heights}, labels
     )
+
+
+def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    # optax's divides by the norm. XLA thinks a division too dear to repeat and so writes the clipped gradients to
+    # memory before the moments read them; a product it fuses into each reader (0.34 -> 0.23 s an AdamW update of
+    # T5-small on 2 CPU cores).
+    def clip(gradients: Any, _: Any) -> Any:
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(gradients))
+        return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients)
+
+    return optax.stateless(clip)
 
 
 def _vmapped(transformation: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ Everything is one `jax.jit` program over a mesh: parameters and optimiser state 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,15 +85,15 @@ def abstract_state(
     opt_state = jax.eval_shape(optimizer.init, shapes)
     rng = jax.eval_shape(lambda: jax.random.key_data(_keys(jnp.uint32(0))[1]))
 
-    def place(array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    def place(array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Any:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
     return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        step=place(jax.ShapeDtypeStruct((), jnp.int32), whole),
         params=jax.tree.map(place, shapes, shardings),
         opt_state=jax.tree.map(place, opt_state, shardings_like_params(opt_state, shapes, shardings, whole)),
         rng=place(rng, whole),
-        healthy=jax.ShapeDtypeStruct((), jnp.bool_, sharding=whole),
+        healthy=place(jax.ShapeDtypeStruct((), jnp.bool_), whole),
     )
 
 
@@ -141,8 +142,8 @@ def make_train_step(
     """The jitted training step `(state, batch) -> (state, metrics)`. It donates the state: the old one is gone.
 
     The loss is that of `multi_task_loss`, with token counts over the whole batch: on any mesh and in any number of
-    microbatches it is the same loss. Where the loss or a gradient is not finite, the state is returned as it came in but
-    for `healthy`, its step not counted, by this step and all later ones: the caller can still save it.
+    microbatches it is the same loss. Where the loss or a gradient is not finite, this step and all later ones return
+    the state as it came in but for `healthy`, their steps not counted: the caller can still save it.
 
     Args:
       model: the student; called with the batch's tokens, segment ids and positions.
@@ -178,8 +179,8 @@ def make_train_step(
     rows_over_microbatches = NamedSharding(mesh, PartitionSpec(None, *batch_sharding(mesh).spec))
 
     def microbatch_loss(params: Any, rows: Batch, counts: jax.Array, key: jax.Array) -> tuple[jax.Array, TaskSums]:
-        inputs = {name: rows[name] for name in _MODEL_INPUTS}
-        logits = model.apply({"params": params}, **inputs, deterministic=False, rngs={"dropout": key})
+        inputs = (rows[name] for name in _MODEL_INPUTS)
+        logits: Any = model.apply({"params": params}, *inputs, deterministic=False, rngs={"dropout": key})
         return multi_task_loss(
             logits,
             rows["decoder_target_tokens"],
@@ -216,21 +217,22 @@ def make_train_step(
         total, _ = jax.lax.scan(add, start, (jnp.arange(num_microbatches), jax.tree.map(split, dict(batch))))
         return total
 
+    def update(state: TrainState, grads: Any) -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         check_rows(mesh, batch["encoder_input_tokens"].shape[0], num_microbatches)
-        # The mesh and the rules that the model's logical constraints are read with.
+        # What the model's logical constraints are read with.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
             counts = task_counts(batch["decoder_task_ids"], batch["decoder_loss_weights"], len(task_weights))
             key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
             (value, sums), grads = accumulate(state.params, batch, counts, key)
             grad_norm = optax.tree.norm(grads)
             finite = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            updated = state.replace(
-                step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
-            )
-        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-        state_out = kept.replace(healthy=finite)
+            # Not jnp.where: a branch writes the donated state in place, a choice between old and new copies it first.
+            updated = jax.lax.cond(finite, update, lambda state, _: state, state, grads)
         metrics = {
             "loss": value,
             "task_loss": sums.loss / jnp.maximum(counts, 1.0),
@@ -243,7 +245,7 @@ def make_train_step(
             "decoder_tokens": jnp.sum(batch["decoder_segment_ids"] > 0),
             "finite": finite,
         }
-        return state_out, metrics
+        return dataclasses.replace(updated, healthy=finite), metrics
 
     whole = NamedSharding(mesh, PartitionSpec())
     return jax.jit(

@@ -121,7 +121,9 @@ def test_parts_of_a_batch_add_up(tokens):
     config = LossConfig(z_loss=1e-3)
     whole, _ = multi_task_loss(logits, targets, task_ids, weights, (1.0, 1.0), counts, config)
     parts = [
-        multi_task_loss(*(array[i : i + 1] for array in (logits, targets, task_ids, weights)), (1.0, 1.0), counts, config)
+        multi_task_loss(
+            *(array[i : i + 1] for array in (logits, targets, task_ids, weights)), (1.0, 1.0), counts, config
+        )
         for i in range(BATCH)
     ]
     np.testing.assert_allclose(sum(loss for loss, _ in parts), whole, rtol=1e-6)
@@ -137,11 +139,13 @@ def cqa_pairs(folder):
     answers = json.loads((folder / "dss" / "cqa" / "llm" / "train_CoT_0.json").read_text())
     pairs = []
     for row, answer in zip(map(json.loads, rows), answers, strict=False):
-        text = row["question"] + "\nAnswer Choices:" + "".join(
-            f"\n({letter}) {choice}" for letter, choice in zip("abcde", row["choices"], strict=False)
+        text = (
+            row["question"]
+            + "\nAnswer Choices:"
+            + "".join(f"\n({letter}) {choice}" for letter, choice in zip("abcde", row["choices"], strict=False))
         )
         targets = ("predict: ", row["answer"]), ("explain: ", PARSERS["cqa"](answer).rationale)
-        pairs.append([(vocabulary.encode(a + text) + [1], vocabulary.encode(b) + [1]) for a, b in targets if b])
+        pairs.append([([*vocabulary.encode(a + text), 1], [*vocabulary.encode(b), 1]) for a, b in targets if b])
     return pairs
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -14,7 +15,7 @@ from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 from dsbs_jax.sharding.rules import scanned_layers
 from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from dsbs_jax.training.step import TrainState, abstract_params, abstract_state, create_state, make_train_step
+from dsbs_jax.training.step import abstract_params, abstract_state, create_state, init_params, make_train_step
 
 CONFIG = T5Config(
     d_model=16, d_kv=4, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=8, vocab_size=64, dropout_rate=0.0
@@ -25,6 +26,14 @@ WEIGHTS = (0.5, 2.0)
 CONSTANT = optax.constant_schedule(1.0)
 # With this the update of a step is its gradient.
 SGD = optax.sgd(1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Half the compile time; what is tested here does not depend on how well the program is optimised."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def one_device():
@@ -60,14 +69,28 @@ def make_batch(seed):
     }
 
 
-def run(mesh, steps=1, optimizer=SGD, model=MODEL, **options):
-    """The states after 0 and after `steps` steps, and the last metrics, on the host."""
-    step = make_train_step(model, optimizer, CONSTANT, WEIGHTS, mesh, **options)
-    state = create_state(model, optimizer, 0, mesh)
-    before = jax.device_get(state)
+@functools.cache
+def first_params():
+    return jax.device_get(init_params(MODEL, 0, one_device()))
+
+
+def start(model, optimizer, mesh):
+    """`create_state`, but compiling the initialisation once for all tests."""
+    placed = jax.device_put(first_params(), _shardings(abstract_state(model, optimizer, mesh)).params)
+    return create_state(model, optimizer, 0, mesh, params=placed)
+
+
+def _shardings(state):
+    return jax.tree.map(lambda array: array.sharding, state)
+
+
+def run(mesh, steps=1, optimizer=SGD, **options):
+    """The parameters after `steps` steps, and the last metrics, on the host."""
+    step = make_train_step(MODEL, optimizer, CONSTANT, WEIGHTS, mesh, **options)
+    state = start(MODEL, optimizer, mesh)
     for number in range(steps):
         state, metrics = step(state, put_batch(make_batch(number), mesh))
-    return before, jax.device_get(state), jax.device_get(metrics)
+    return jax.device_get((state.params, metrics))
 
 
 @functools.cache
@@ -76,19 +99,26 @@ def reference():
 
 
 def assert_same_step(found, expected):
-    """Same start, metrics and gradients. Float32 sums over up to 16 rows in another order: 1e-5 of the largest entry."""
-    jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
-    for name, value in expected[2].items():
-        np.testing.assert_allclose(found[2][name], value, rtol=2e-5, err_msg=name)
-    for (path, start), one, other in zip(
-        jax.tree_util.tree_leaves_with_path(expected[0].params),
-        jax.tree.leaves(found[1].params),
-        jax.tree.leaves(expected[1].params),
+    """Same metrics and gradients. Float32 sums over up to 16 rows in another order: 1e-5 of the largest entry."""
+    for name, value in expected[1].items():
+        np.testing.assert_allclose(found[1][name], value, rtol=2e-5, err_msg=name)
+    for (path, before), one, other in zip(
+        jax.tree_util.tree_leaves_with_path(first_params()),
+        jax.tree.leaves(found[0]),
+        jax.tree.leaves(expected[0]),
         strict=True,
     ):
-        scale = np.abs(start - other).max()
+        scale = np.abs(before - other).max()
         assert scale > 0, f"{jax.tree_util.keystr(path)} has no gradient"
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * scale + 1e-7, err_msg=jax.tree_util.keystr(path))
+
+
+def test_parameters_start_alike_on_every_mesh():
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.device_get(init_params(MODEL, 0, make_mesh(MeshConfig(2, 2, 2)))),
+        first_params(),
+    )
 
 
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)], ids=str)
@@ -108,7 +138,7 @@ def test_optimiser_state_is_split_as_the_parameters():
     mesh = make_mesh(MeshConfig(2, 2, 2))
     config = OptimizerConfig()
     optimizer = make_optimizer(config, 10, scanned_layers(abstract_params(MODEL)))
-    state = create_state(MODEL, optimizer, 0, mesh)
+    state = start(MODEL, optimizer, mesh)
     expected = abstract_state(MODEL, optimizer, mesh)
     assert jax.tree.structure(state) == jax.tree.structure(expected)
     for array, shape in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
@@ -124,8 +154,8 @@ def test_optimiser_state_is_split_as_the_parameters():
 def test_optimisers_learn_alike_on_a_mesh(name):
     config = OptimizerConfig(name, learning_rate=1e-2)
     optimizer = make_optimizer(config, 10, scanned_layers(abstract_params(MODEL)))
-    _, _, one = run(one_device(), 3, optimizer)
-    _, _, mesh = run(make_mesh(MeshConfig(2, 2, 2)), 3, optimizer)
+    _, one = run(one_device(), 3, optimizer)
+    _, mesh = run(make_mesh(MeshConfig(2, 2, 2)), 3, optimizer)
     # Steps of AdamW are near +-lr, also where rounding decides the sign: looser than a gradient.
     np.testing.assert_allclose(mesh["loss"], one["loss"], rtol=1e-3)
 
@@ -135,7 +165,7 @@ def test_step_compiles_once_donates_its_state_and_never_asks_the_host():
     config = OptimizerConfig()
     optimizer = make_optimizer(config, 10, scanned_layers(abstract_params(MODEL)))
     step = make_train_step(MODEL, optimizer, make_schedule(config, 10), WEIGHTS, mesh)
-    state = create_state(MODEL, optimizer, 0, mesh)
+    state = start(MODEL, optimizer, mesh)
     batches = [put_batch(make_batch(number), mesh) for number in range(5)]
     first, seen = state, []
     with jax.transfer_guard("disallow"):
@@ -157,7 +187,7 @@ def test_step_compiles_once_donates_its_state_and_never_asks_the_host():
 def test_step_that_is_not_finite_leaves_the_state_as_it_was(poisoned):
     optimizer = make_optimizer(OptimizerConfig(), 10)
     step = make_train_step(MODEL, optimizer, CONSTANT, WEIGHTS, one_device())
-    state, _ = step(create_state(MODEL, optimizer, 0, one_device()), put_batch(make_batch(0), one_device()))
+    state, _ = step(start(MODEL, optimizer, one_device()), put_batch(make_batch(0), one_device()))
     batch = make_batch(1)
     if poisoned == "loss":
         batch["decoder_loss_weights"][0, 0] = np.nan
@@ -178,13 +208,13 @@ def test_step_that_is_not_finite_leaves_the_state_as_it_was(poisoned):
 
 
 def test_run_goes_on_as_if_never_interrupted():
-    model = T5(T5Config(**{**vars(CONFIG), "dropout_rate": 0.3}))
+    model = T5(dataclasses.replace(CONFIG, dropout_rate=0.3))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), 10)
     mesh = one_device()
     step = make_train_step(model, optimizer, CONSTANT, WEIGHTS, mesh)
     batches = [put_batch(make_batch(number), mesh) for number in range(4)]
 
-    state = create_state(model, optimizer, 7, mesh)
+    state = start(model, optimizer, mesh)
     for batch in batches[:2]:
         state, _ = step(state, batch)
     saved = jax.device_get(state)
@@ -193,8 +223,7 @@ def test_run_goes_on_as_if_never_interrupted():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
 
-    places = jax.tree.map(lambda array: array.sharding, abstract_state(model, optimizer, mesh))
-    resumed = jax.device_put(saved, places)
+    resumed = jax.device_put(saved, _shardings(abstract_state(model, optimizer, mesh)))
     for batch, loss in zip(batches[2:], losses, strict=True):
         resumed, metrics = step(resumed, batch)
         assert float(metrics["loss"]) == loss
@@ -202,35 +231,38 @@ def test_run_goes_on_as_if_never_interrupted():
 
 
 def test_dropout_differs_between_steps_and_seeds_and_not_between_meshes():
-    model = T5(T5Config(**{**vars(CONFIG), "dropout_rate": 0.3}))
+    model = T5(dataclasses.replace(CONFIG, dropout_rate=0.3))
+    optimizer = optax.sgd(0.0)
 
-    def loss(mesh, seed, at):
-        optimizer = optax.sgd(0.0)
+    def losses(mesh, drops):
         step = make_train_step(model, optimizer, CONSTANT, WEIGHTS, mesh)
-        state = create_state(model, optimizer, 0, mesh)
-        rng = create_state(model, optimizer, seed, mesh).rng
-        state = state.replace(rng=rng, step=jax.device_put(jnp.int32(at), state.step.sharding))
-        return float(step(state, put_batch(make_batch(0), mesh))[1]["loss"])
+        state = start(model, optimizer, mesh)
+        for rng, at in drops:
+            places = state.rng.sharding
+            state = state.replace(rng=jax.device_put(np.uint32(rng), places), step=jax.device_put(np.int32(at), places))
+            state, metrics = step(state, put_batch(make_batch(0), mesh))
+            yield float(metrics["loss"])
 
-    base = loss(one_device(), 0, 0)
-    assert base != loss(one_device(), 0, 1)
-    assert base != loss(one_device(), 1, 0)
-    # Keys are drawn for the global array, whatever its layout; sums are in another order.
-    assert loss(make_mesh(MeshConfig(2, 2, 2)), 0, 0) == pytest.approx(base, rel=1e-5)
+    base, later, other, again = losses(one_device(), [((0, 1), 0), ((0, 1), 1), ((0, 2), 0), ((0, 1), 0)])
+    assert len({base, later, other}) == 3
+    assert again == base
+    # Masks are drawn for the global array, whatever its layout; sums are in another order.
+    assert next(losses(make_mesh(MeshConfig(2, 2, 2)), [((0, 1), 0)])) == pytest.approx(base, rel=1e-5)
 
 
 def test_given_parameters_are_started_from():
     mesh = make_mesh(MeshConfig(4, 2, 1))
-    params = jax.tree.map(lambda array: array * 2, create_state(MODEL, SGD, 0, mesh).params)
-    state = create_state(MODEL, SGD, 1, mesh, params=params)
-    assert isinstance(state, TrainState)
-    assert state.params is params
+    fresh = create_state(MODEL, SGD, 0, mesh)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(fresh.params), first_params())
+    state = create_state(MODEL, SGD, 1, mesh, params=fresh.params)
+    assert state.params is fresh.params
+    assert (state.rng != fresh.rng).any()
 
 
 def test_rows_that_microbatches_cannot_divide():
     step = make_train_step(MODEL, SGD, CONSTANT, WEIGHTS, one_device(), num_microbatches=3)
-    state = create_state(MODEL, SGD, 0, one_device())
-    with pytest.raises(ValueError, match="16 rows .* in 3 microbatches: its rows must be a multiple of 3"):
+    state = start(MODEL, SGD, one_device())
+    with pytest.raises(ValueError, match=r"16 rows .* in 3 microbatches: its rows must be a multiple of 3"):
         step(state, put_batch(make_batch(0), one_device()))
     with pytest.raises(ValueError, match="num_microbatches is 0"):
         make_train_step(MODEL, SGD, CONSTANT, WEIGHTS, one_device(), num_microbatches=0)
