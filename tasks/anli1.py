@@ -15,4 +15,4 @@ _SOURCE = FolderSource(
     hub_splits=(("train", "train_r1"), ("validation", "dev_r1"), ("test", "test_r1")),
 )
 
-DATASET = Dataset("anli1", _SOURCE, label_set=LABELS, parse=PARSERS["anli1"], files=_SOURCE.files)
+DATASET = Dataset("anli1", _SOURCE, label_set=LABELS, parse=PARSERS["anli1"])

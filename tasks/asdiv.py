@@ -51,9 +51,4 @@ def read(split: str, data_dir: str | Path | None) -> Rows:
     return Rows(examples, str(path), folder, "train")
 
 
-def files(data_dir: str | Path | None) -> list[Path]:
-    """The files that `read` opens."""
-    return [require_folder("asdiv", data_dir) / FILE]
-
-
-DATASET = Dataset("asdiv", read, source_splits=("train",), metric="equation", parse=PARSERS["asdiv"], files=files)
+DATASET = Dataset("asdiv", read, source_splits=("train",), metric="equation", parse=PARSERS["asdiv"])

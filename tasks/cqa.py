@@ -33,6 +33,4 @@ _SOURCE = FolderSource(
     hub_splits=(("test", "validation"),),
 )
 
-DATASET = Dataset(
-    "cqa", _SOURCE, source_splits=("train", "test"), metric="exact", parse=PARSERS["cqa"], files=_SOURCE.files
-)
+DATASET = Dataset("cqa", _SOURCE, source_splits=("train", "test"), metric="exact", parse=PARSERS["cqa"])

@@ -25,4 +25,4 @@ def to_example(example_id: str, row: Row) -> Example:
 # The hub's own files are a loading script, which the library no longer runs; this revision holds them as Parquet.
 _SOURCE = FolderSource("esnli", to_example, hub="hub:esnli/esnli@refs/convert/parquet")
 
-DATASET = Dataset("esnli", _SOURCE, label_set=LABELS, parse=PARSERS["esnli"], files=_SOURCE.files)
+DATASET = Dataset("esnli", _SOURCE, label_set=LABELS, parse=PARSERS["esnli"])

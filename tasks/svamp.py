@@ -77,12 +77,4 @@ def _reference_split(split: str, problems: list[Row], where: str) -> list[Exampl
     return _SOURCE.examples(split, enumerate(problems[index] for index in chosen), where)
 
 
-def files(data_dir: str | Path | None, *, source: str = "", extra_inputs: str = "") -> list[Path]:
-    """The files that `read` opens."""
-    own = [] if source else [*_SOURCE.files(data_dir), require_folder("svamp", data_dir) / ORIGINAL]
-    return own + (asdiv.files(data_dir) if extra_inputs else [])
-
-
-DATASET = Dataset(
-    "svamp", read, source_splits=("train", "test"), metric="equation", parse=PARSERS["svamp"], files=files
-)
+DATASET = Dataset("svamp", read, source_splits=("train", "test"), metric="equation", parse=PARSERS["svamp"])

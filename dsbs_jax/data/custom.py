@@ -13,6 +13,7 @@ from dsbs_jax.data.dataset import DEFAULT_TEACHER, SPLITS, Dataset, Rows
 from dsbs_jax.data.sources import Row, convert, read_file, read_hub
 from dsbs_jax.metrics.accuracy import METRICS
 from dsbs_jax.schema import Example, TeacherOutput
+from dsbs_jax.teacher.answers import answer_files
 from dsbs_jax.teacher.parsers import NO_RATIONALE, MarkerParser
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -100,16 +101,17 @@ class CustomDataset:
             label_set=self.label_set,
             # Rows that bring their own teacher's outputs need no answer files.
             parse=None if self.teacher_answer or self.rationale or self.teacher_label else self.parser,
-            files=self._files,
         )
 
     def input_files(self, data_dir: str | Path | None, teacher: str | None = DEFAULT_TEACHER) -> list[Path]:
-        """Every file that shapes the rows; see `Dataset.input_files`."""
-        return self.to_dataset().input_files(data_dir, teacher)
-
-    def _files(self, data_dir: str | Path | None) -> list[Path]:
-        named = (getattr(self, split) for split in SPLITS)
-        return [_path(name, data_dir) for name in named if name and not _is_hub(name)]
+        """Every file that shapes the rows, a teacher's answers included; sorted, existing ones only."""
+        named = [getattr(self, split) for split in SPLITS]
+        paths = {_path(name, data_dir) for name in named if name and not _is_hub(name)}
+        if teacher is not None and not _is_hub(self.train):
+            folder = _path(self.train, data_dir).parent
+            for split in SPLITS:
+                paths.update(answer_files(folder, teacher, split))
+        return sorted(path for path in paths if path.is_file())
 
     def _read(self, split: str, data_dir: str | Path | None) -> Rows:
         source = getattr(self, split)

@@ -94,8 +94,6 @@ class Dataset:
       parse: reads one raw answer of a teacher; None where the rows bring the teacher's outputs themselves.
       arguments: (name, value) pairs passed to `read`; see `with_arguments`.
       holdout_percent: how much of the labelled train rows is held out for a split that the source lacks, rounded up.
-      files: the files that `read` would open: `files(data_dir, **arguments) -> list[Path]`; they are part of what
-        identifies a token store. None where rows are generated.
       vocabulary_file: a SentencePiece model of the dataset's own, without sentinels; None for T5's.
     """
 
@@ -107,7 +105,6 @@ class Dataset:
     parse: Callable[[str], TeacherOutput] | None = None
     arguments: tuple[tuple[str, Value], ...] = ()
     holdout_percent: int = 10
-    files: Callable[..., list[Path]] | None = None
     vocabulary_file: str | None = None
 
     def __post_init__(self) -> None:
@@ -141,17 +138,6 @@ class Dataset:
                 )
             merged[name] = value
         return dataclasses.replace(self, arguments=tuple(sorted(merged.items())))
-
-    def input_files(self, data_dir: str | Path | None, teacher: str | None = DEFAULT_TEACHER) -> list[Path]:
-        """Every file that shapes this dataset's rows, teachers' answers included; sorted, existing ones only."""
-        if self.files is None:
-            return []
-        paths = set(self.files(data_dir, **dict(self.arguments)))
-        if teacher is not None:
-            for folder in {path.parent for path in paths}:
-                for split in SPLITS:
-                    paths.update(answer_files(folder, teacher, split))
-        return sorted(path for path in paths if path.is_file())
 
     def load(
         self,

@@ -135,7 +135,12 @@ class StoreRequest:
     def _files(self) -> Iterator[tuple[str, pathlib.Path]]:
         """(name, path) of every data file: the custom dataset's, and what is named, as a path or below `data_dir`, by
         the dataset, by its arguments or by their values. Rather too many than too few: too many only make anew."""
-        named = [self.name, *(str(word) for argument in self.dataset_arguments for word in argument)]
+        # A teacher may have a folder beside the datasets' (`teacher/answers.py`).
+        named = [
+            self.name,
+            f"{self.teacher}/{self.name}",
+            *(str(word) for argument in self.dataset_arguments for word in argument),
+        ]
         if self.custom is not None:
             for path in self.custom.input_files(self.data_dir, self.teacher):
                 yield path.name, path

@@ -25,7 +25,7 @@ PUBLIC_T5_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000/sentencepiece.model"
 Load = Callable[[str], Sequence[Example]]
 
 
-@gin.configurable(module="dsbs")  # type: ignore[attr-defined]  # the library, not the folder gin/
+@gin.configurable(module="dsbs")
 def seqio_settings(data_dir: str | None = None, vocabulary: str | None = None) -> tuple[str | None, str]:
     """(data folder, vocabulary file) of the registered tasks; gin or the environment name them.
 
@@ -87,7 +87,7 @@ def make_task(
     """One task of a method as a SeqIO task.
 
     Every row has, besides `inputs` and `targets`, `row`: the example's position in `load(split)`, and `has_target`:
-    False where an example of an evaluation split lacks what the target needs; its target is then empty. In `train` such
+    0 where an example of an evaluation split lacks what the target needs; its target is then empty. In `train` such
     examples are left out. Evaluation targets hold the gold label whatever `label_source` is.
 
     Args:
@@ -137,7 +137,7 @@ def _dataset_fn(
         if shuffle_files:
             # All rows are in memory: shuffle them all, not only within SeqIO's buffer.
             order = np.random.default_rng(seed).permutation(order)
-        dtypes = {"inputs": object, "targets": object, "row": np.int32, "has_target": np.bool_}
+        dtypes = {"inputs": object, "targets": object, "row": np.int32, "has_target": np.int32}
         dataset = tf.data.Dataset.from_tensor_slices(
             {key: tf.constant(np.array(columns[key], dtype)[order]) for key, dtype in dtypes.items()}
         )

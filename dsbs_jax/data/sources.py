@@ -186,13 +186,6 @@ class FolderSource:
             raise FileNotFoundError(f"{folder} has no split {split!r} ({stem}.json): {contents(folder)}.")
         return found[0]
 
-    def files(self, data_dir: str | Path | None, *, source: str = "", **_) -> list[Path]:
-        """Every file that may be read; none where `source` is not empty."""
-        if source:
-            return []
-        folder = require_folder(self.name, data_dir)
-        return [path for path in folder.iterdir() if path.suffix in SUFFIXES and path.stem.startswith(self.name + "_")]
-
     def examples(self, split: str, rows: Iterator[tuple[int, Row]], where: str) -> list[Example]:
         """The examples of (number, raw row) pairs, with ids `{split}/{number}`."""
         return [convert(self.to_example, f"{split}/{number}", row, where) for number, row in rows]

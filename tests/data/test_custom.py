@@ -39,7 +39,15 @@ def test_columns_become_examples(data_dir):
     assert len(examples) == 10
     assert examples[3] == Example("train/3", "Q: Is 3 even?\n{think} {now}", "no", TeacherOutput("3 by 2", "no"))
     assert examples[0].teacher == TeacherOutput(None, "no", "no_rationale")
+
+
+def test_input_files_hold_the_answers_too(data_dir):
     assert CUSTOM.input_files(data_dir) == [data_dir / "parity" / "rows.jsonl"]
+    (data_dir / "parity" / "llm").mkdir()
+    (data_dir / "parity" / "llm" / "test_CoT_0.json").write_text("[]")
+    answers = data_dir / "parity" / "llm" / "test_CoT_0.json"
+    assert CUSTOM.input_files(data_dir) == [answers, data_dir / "parity" / "rows.jsonl"]
+    assert CUSTOM.input_files(data_dir, teacher=None) == [data_dir / "parity" / "rows.jsonl"]
 
 
 def test_it_survives_json():

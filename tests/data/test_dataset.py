@@ -147,13 +147,3 @@ def test_arguments_are_those_of_read():
         TOY.with_arguments(row=3)
     with pytest.raises(ValueError, match="rows is '3'; it must be of type int"):
         TOY.with_arguments(rows="3")
-
-
-def test_input_files_hold_the_answers_too(tmp_path):
-    (tmp_path / "train.json").write_text("")
-    write_answers(tmp_path, "test", [])
-    write_answers(tmp_path, "test", [], teacher="other")
-    dataset = dataclasses.replace(TOY, files=lambda data_dir: [tmp_path / "train.json", tmp_path / "absent.json"])
-    assert dataset.input_files(tmp_path) == [tmp_path / "llm" / "test_CoT_0.json", tmp_path / "train.json"]
-    assert dataset.input_files(tmp_path, teacher=None) == [tmp_path / "train.json"]
-    assert TOY.input_files(tmp_path) == []

@@ -50,9 +50,9 @@ seqio.TaskRegistry.add("their_words", source=seqio.FunctionDataSource(
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory):
     folder = tmp_path_factory.mktemp("their_code")
-    (folder / "their_tasks.py").write_text(FOREIGN)
+    (folder / "foreign_registry.py").write_text(FOREIGN)
     sys.path.insert(0, str(folder))
-    yield StoreRequest("their_animals", VOCABULARY, module="their_tasks", feature_lengths=(8, 6))
+    yield StoreRequest("their_animals", VOCABULARY, module="foreign_registry", feature_lengths=(8, 6))
     sys.path.remove(str(folder))
 
 
@@ -194,3 +194,13 @@ def test_trimming_keeps_the_end_of_sequence():
     rows = prepare_worker.Ragged(np.array([5, 6, 7, 1, 8, 1]), np.array([0, 4, 6]))
     assert [ids.tolist() for ids, _ in (rows.trimmed(0, 3), rows.trimmed(1, 3))] == [[5, 6, 1], [8, 1]]
     assert [cut for _, cut in (rows.trimmed(0, 3), rows.trimmed(0, 4))] == [True, False]
+
+
+def test_answers_in_a_folder_beside_the_datasets_are_part_of_the_key(tmp_path):
+    request = dataclasses.replace(BESTIARY, name="cqa", data_dir=str(tmp_path), teacher="gpt-neox")
+    keys = [request.key()]
+    (tmp_path / "gpt-neox" / "cqa").mkdir(parents=True)
+    for answers in ('["a"]', '["b"]'):
+        (tmp_path / "gpt-neox" / "cqa" / "train.json").write_text(answers)
+        keys.append(request.key())
+    assert len(set(keys)) == 3

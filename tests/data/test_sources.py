@@ -96,7 +96,6 @@ def test_the_reference_layout(tmp_path):
     assert rows.examples == [Example("validation/0", "one", "a")]
     assert rows.folder == tmp_path / "toy"
     assert [example.id for example in source("train", tmp_path).examples] == ["train/0", "train/1", "train/2"]
-    assert sorted(path.name for path in source.files(tmp_path)) == ["toy_train.json", "toy_valid.json"]
 
 
 def test_missing_folders_splits_and_columns_are_named(tmp_path):
@@ -118,4 +117,3 @@ def test_hub_splits_may_have_other_names(tmp_path):
     assert len(source("train", None, source="hub").examples) == 3
     with pytest.raises(FileNotFoundError, match="has no split 'test'; it has train_r1"):
         source("test", None, source="hub")
-    assert source.files(None, source="hub") == []

@@ -52,7 +52,6 @@ def test_asdiv_adds_unlabelled_inputs_that_only_a_teacher_makes_useful(with_asdi
     without_answers = extended.load("train", with_asdiv)
     assert without_answers.counts.kept == 720
     assert sum(without_answers.counts.skipped.values()) == 2305
-    assert with_asdiv / "asdiv" / "ASDiv.xml" in extended.input_files(with_asdiv)
 
     (with_asdiv / "asdiv" / "llm").mkdir()
     answers = ["There are 7 + 2 = 9. The answer is (7 + 2)."] * 2304 + ["no idea"]
