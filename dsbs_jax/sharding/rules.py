@@ -84,7 +84,7 @@ def scanned_layers(boxed: Any) -> Any:
         if "layers" in names[1:]:
             raise ValueError(
                 f"The parameter {_name(path)} stacks its layers along dimension "
-                f" {names.index('layers')} of {tuple(names)}: they must be stacked along the first."
+                f"{names.index('layers')} of {tuple(names)}: they must be stacked along the first."
             )
         return array.shape[0] if names[:1] == ("layers",) else 0
 
