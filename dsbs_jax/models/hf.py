@@ -42,11 +42,11 @@ def config_from_huggingface(folder: str | Path) -> T5Config:
     """
     path = Path(folder) / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: a Hugging Face folder has a config.json beside its weights.") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON (line {error.lineno}: {error.msg}).") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not a JSON object ({error}).") from None
     if raw.get("model_type") not in _MODEL_TYPES:
         raise ValueError(
             f"{path}: model_type is {raw.get('model_type')!r}; it must be one of {', '.join(_MODEL_TYPES)}."
@@ -129,7 +129,7 @@ def _open(folder: str | Path) -> Iterator[dict[str, Any]]:
     elif index.exists():
         try:
             files = [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-        except (json.JSONDecodeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             raise ValueError(f"{index} is not a safetensors index: it holds no JSON object `weight_map`.") from None
     else:
         raise ValueError(

@@ -78,6 +78,26 @@ class Dropout(nn.Module):
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
+@jax.custom_vjp
+def _add_position_bias(scores: jax.Array, bias: jax.Array) -> jax.Array:
+    """float32 [batch, heads, length, key_length] + [1, heads, length, key_length]."""
+    return scores + bias
+
+
+def _add_position_bias_forward(scores: jax.Array, bias: jax.Array) -> tuple[jax.Array, None]:
+    return scores + bias, None
+
+
+def _add_position_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    # The sum over the batch as a product with ones: XLA's CPU reduction over a leading axis is some 80 times slower
+    # (18 ms to 0.24 ms for [8, 8, 128, 128] on 2 cores, jaxlib 0.10.2), 6 % of a step. Elsewhere XLA turns it back.
+    ones = jnp.ones(gradient.shape[0], gradient.dtype)
+    return gradient, jnp.einsum("b,bhqk->hqk", ones, gradient, precision=jax.lax.Precision.HIGHEST)[None]
+
+
+_add_position_bias.defvjp(_add_position_bias_forward, _add_position_bias_backward)
+
+
 class Attention(nn.Module):
     """Multi-head attention with T5's unscaled scores: the initial query weights carry the scale."""
 
@@ -126,7 +146,7 @@ class Attention(nn.Module):
         queries = self._split_heads(self.query(x))
         scores = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32)
         if position_bias is not None:
-            scores = scores + position_bias
+            scores = _add_position_bias(scores, position_bias)
         weights = jax.nn.softmax(scores + mask, axis=-1).astype(self.config.dtype)
         weights = self.dropout(weights, deterministic)
         attended = jnp.einsum("bhqk,bhkd->bhqd", weights, values).swapaxes(1, 2)
