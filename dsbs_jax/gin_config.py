@@ -111,13 +111,17 @@ def names() -> list[str]:
     return sorted(path.relative_to(root()).as_posix() for path in root().rglob("*.gin"))
 
 
-def find(name: str) -> pathlib.Path:
+def find(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
     """The gin file of that name: a path as it stands, or a name below the project's `gin/`; `.gin` may be left out.
+
+    Args:
+      name: what was asked for.
+      beside: the file that includes it, in whose folder it is looked for first.
 
     Raises:
       ConfigError: where there is none, with the nearest name.
     """
-    for folder in (pathlib.Path(), root()):
+    for folder in (*([beside.parent] if beside else []), pathlib.Path(), root()):
         for candidate in (folder / name, folder / f"{name}.gin", folder / name.removeprefix("gin/")):
             if candidate.is_file():
                 return candidate
@@ -138,10 +142,10 @@ def parse(files: Sequence[str], bindings: Sequence[str] = (), unneeded: Sequence
     """
     gin.clear_config()
     paths = [find(name) for name in files]
-    gin.add_config_file_search_path(str(root()))
+    sources = [(str(path), _expand(path)) for path in paths] + [(f"--gin.{b}", b) for b in bindings]
     with _one_sentence():
-        missing = _check_names(paths, bindings) - set(unneeded)
-        gin.parse_config_files_and_bindings([str(path) for path in paths], list(bindings), finalize_config=False)
+        missing = _check_names(sources) - set(unneeded)
+        gin.parse_config([text for _, text in sources])
     if missing:
         wanted = " and ".join(f"--gin.{name}=..." for name in sorted(missing))
         raise ConfigError(f"Values are missing: give {wanted}, or a --gin_file that sets them.")
@@ -188,15 +192,13 @@ class _References(config_parser.ParserDelegate):
         return self.REQUIRED if macro_name == "gin.REQUIRED" else macro_name
 
 
-def _statements(text: str, references: _References) -> Iterator[Any]:
-    for statement in config_parser.ConfigParser(text, references):
-        if isinstance(statement, config_parser.IncludeStatement):
-            yield from _statements(find(statement.filename).read_text(), references)
-        else:
-            yield statement
+def _expand(path: pathlib.Path) -> str:
+    """A file's text with the texts of the files it includes, which gin would look for in the working folder alone."""
+    include = re.compile(r"""^include\s+(['"])(.+?)\1\s*(#.*)?$""", flags=re.MULTILINE)
+    return include.sub(lambda match: _expand(find(match[2], beside=path)), path.read_text())
 
 
-def _check_names(paths: Sequence[pathlib.Path], bindings: Sequence[str]) -> set[str]:
+def _check_names(sources: Sequence[tuple[str, str]]) -> set[str]:
     """Refuses macros that nothing reads (gin itself is silent about them) and parameters that do not exist.
 
     Returns:
@@ -204,9 +206,9 @@ def _check_names(paths: Sequence[pathlib.Path], bindings: Sequence[str]) -> set[
     """
     references = _References()
     bound: dict[str, tuple[str, Any]] = {}
-    for source, text in [(str(p), p.read_text()) for p in paths] + [(f"--gin.{b}", b) for b in bindings]:
+    for source, text in sources:
         try:
-            for statement in _statements(text, references):
+            for statement in config_parser.ConfigParser(text, references):
                 if not isinstance(statement, config_parser.BindingStatement):
                     continue
                 if statement.arg_name:
