@@ -18,7 +18,7 @@ def keep_compilations(folder: str | os.PathLike[str] | None = None) -> pathlib.P
       The folder.
     """
     path = pathlib.Path(
-        folder or jax.config.jax_compilation_cache_dir or pathlib.Path.home() / ".cache" / "dsbs_jax" / "compiled"
+        folder or jax.config.read("jax_compilation_cache_dir") or pathlib.Path.home() / ".cache" / "dsbs_jax" / "compiled"
     )
     jax.config.update("jax_compilation_cache_dir", str(path))
     return path
