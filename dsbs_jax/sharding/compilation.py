@@ -17,8 +17,7 @@ def keep_compilations(folder: str | os.PathLike[str] | None = None) -> pathlib.P
     Returns:
       The folder.
     """
-    path = pathlib.Path(
-        folder or jax.config.read("jax_compilation_cache_dir") or pathlib.Path.home() / ".cache" / "dsbs_jax" / "compiled"
-    )
+    told = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    path = pathlib.Path(folder or told or pathlib.Path.home() / ".cache" / "dsbs_jax" / "compiled")
     jax.config.update("jax_compilation_cache_dir", str(path))
     return path
