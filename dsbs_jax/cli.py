@@ -22,7 +22,7 @@ EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0 done, 1 refused with a sentence, 143 stopped by SIGTERM after saving."""
+    """Runs one verb; returns the exit code: 0 done, 1 refused in a sentence, 130 Ctrl-C, 143 SIGTERM after saving."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     bindings = [word.removeprefix("--gin.") for word in rest if word.startswith("--gin.")]
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return arguments.run(arguments, bindings) or 0
+    except KeyboardInterrupt:
+        return 130
     except Preempted as stopped:
         print(f"dsbs: {stopped}", file=sys.stderr)
         return 143
@@ -138,9 +140,9 @@ def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     if not arguments.dataset:
         raise ValueError(f"Name a dataset: dsbs data {arguments.action} NAME; `dsbs data list` shows them.")
     shipped = f"datasets/{arguments.dataset}"
-    request = _store_request(
-        arguments, bindings, shipped if f"{shipped}.gin" in gin_config.names() else arguments.dataset
-    )
+    description = shipped if f"{shipped}.gin" in gin_config.names() else arguments.dataset
+    _parse_gin(arguments, bindings, "runs/train", description, unneeded=("MODEL_DIR", "MODEL"))
+    request, _ = gin_config.make_store_request()
     if arguments.action == "show":
         print(inspect.show(request, arguments.split, arguments.n))
     else:
@@ -151,15 +153,8 @@ def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     from dsbs_jax import gin_config
     from dsbs_jax.data.prepare import ensure_store
 
-    request = _store_request(arguments, bindings)
-    print(ensure_store(request, gin_config.macro("STORE_DIR")))
-
-
-def _store_request(arguments: argparse.Namespace, bindings: Sequence[str], *files: str):
-    from dsbs_jax import gin_config
-
-    _parse_gin(arguments, bindings, "runs/train", *files, unneeded=("MODEL_DIR", "MODEL"))
-    return gin_config.make_store_request()
+    _parse_gin(arguments, bindings, "runs/train", unneeded=("MODEL_DIR", "MODEL"))
+    print(ensure_store(*gin_config.make_store_request()))
 
 
 def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

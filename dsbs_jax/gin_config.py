@@ -7,6 +7,7 @@ to gin, reads the files, and turns gin's errors into one sentence each.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib.util
 import inspect
@@ -69,6 +70,15 @@ def dataset_arguments(arguments: Mapping[str, int | float | str]) -> tuple[tuple
     return tuple(sorted(arguments.items()))
 
 
+@dataclasses.dataclass(frozen=True)
+class PrepareConfig:
+    """What `TrainConfig` says of a run's data, for the verbs that train nothing."""
+
+    data: StoreRequest
+    method: schema.Method
+    store_root: str | None = None
+
+
 _CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     BenchConfig,
     CustomDataset,
@@ -76,6 +86,7 @@ _CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     MarkerParser,
     MeshConfig,
     OptimizerConfig,
+    PrepareConfig,
     StoreRequest,
     T5Config,
     TrainConfig,
@@ -161,9 +172,10 @@ def make(configurable: Callable[..., T]) -> T:
         return _REGISTERED[configurable.__name__]()
 
 
-def make_store_request() -> StoreRequest:
-    """The token store that a run of what was parsed would read."""
-    return make(StoreRequest).for_method(make(schema.make_method))
+def make_store_request() -> tuple[StoreRequest, str | None]:
+    """The token store that a run of what was parsed would read, and the folder of the stores."""
+    config = make(PrepareConfig)
+    return config.data.for_method(config.method), config.store_root
 
 
 def macro(name: str) -> Any:

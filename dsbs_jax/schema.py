@@ -1,7 +1,7 @@
 """The few types every room speaks: examples, teacher outputs, and methods.
 
 A method of the paper is data, not a branch in the code: one `TaskFormat` per task says how an example's text becomes
-an (input, target) pair and how much that pair's loss weighs. `METHODS` holds the paper's.
+an (input, target) pair and how much that pair's loss weighs. `make_method` makes the paper's.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ class Method:
         names = [task.name for task in self.tasks]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"Method {self.name!r}: needs at least one task and distinct task names, has {names}.")
+        if self.label_source not in ("gold", "teacher"):
+            raise ValueError(f"label_source is {self.label_source!r}; it must be 'gold' or 'teacher'.")
 
     def read_answer(self, text: str) -> str:
         """The label in a prediction of the first task."""
@@ -170,8 +172,6 @@ def make_method(
     Raises:
       ValueError: for a name, a label source or a prefix style that does not exist.
     """
-    if label_source not in ("gold", "teacher"):
-        raise ValueError(f"label_source is {label_source!r}; it must be 'gold' or 'teacher'.")
     if prefix_style not in PREFIXES:
         raise ValueError(f"prefix_style is {prefix_style!r}; it must be one of {', '.join(PREFIXES)}.")
     prefix = PREFIXES[prefix_style]

@@ -136,11 +136,8 @@ class StoreRequest:
         """(name, path) of every data file: the custom dataset's, and what is named, as a path or below `data_dir`, by
         the dataset, by its arguments or by their values. Rather too many than too few: too many only make anew."""
         # A teacher may have a folder beside the datasets' (`teacher/answers.py`).
-        named = [
-            self.name,
-            f"{self.teacher}/{self.name}",
-            *(str(word) for argument in self.dataset_arguments for word in argument),
-        ]
+        words = [self.name, *(str(word) for argument in self.dataset_arguments for word in argument)]
+        named = [*words, *(f"{self.teacher}/{word}" for word in words if word)]
         if self.custom is not None:
             for path in self.custom.input_files(self.data_dir, self.teacher):
                 yield path.name, path

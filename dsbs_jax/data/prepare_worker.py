@@ -257,15 +257,16 @@ def _prepare_foreign(request: StoreRequest, root: Path, key: str) -> Path:
             if not any(set(names) & set(task.splits) for task in tasks):
                 continue
             split_writer = writer.split(split, [FOREIGN_TASK], request.vocabulary.size)
+            full = 0
             for task, of_task in zip(tasks, sizes, strict=True):
                 before = split_writer.num_examples
                 their_split = next((name for name in names if name in task.splits), None)
                 if their_split is not None:
-                    _write_foreign(split_writer, task, their_split, split, request)
+                    full += _write_foreign(split_writer, task, their_split, split, request)
                 of_task[split] = split_writer.num_examples - before
             if not split_writer.num_examples:
                 raise ValueError(f"The split {split!r} of {request.name!r} is empty.")
-            counts[split] = {}
+            counts[split] = {"at the length limit, perhaps cut by SeqIO": full} if full else {}
             _report(f"{split}: {split_writer.num_examples} rows")
         if "train" not in counts:
             splits = sorted({str(split) for task in tasks for split in task.splits})
@@ -273,8 +274,7 @@ def _prepare_foreign(request: StoreRequest, root: Path, key: str) -> Path:
         streams = tuple(
             Stream(task.name, rate, of_task) for task, rate, of_task in zip(tasks, rates, sizes, strict=True)
         )
-        # A single task is one stream, which needs no rate.
-        meta = _meta(request, request.name, "exact", (FOREIGN_TASK,), counts, streams if len(streams) > 1 else ())
+        meta = _meta(request, request.name, "exact", (FOREIGN_TASK,), counts, streams)
         return writer.commit(meta)
 
 
@@ -305,16 +305,23 @@ def _check_features(task: seqio.Task, request: StoreRequest) -> None:
                 f"{ours.size}: name the task's vocabulary file and its number of sentinels."
             )
         # Ids and pieces one by one: the same vocabulary may lie in two places.
-        if (tokenizer := getattr(theirs, "tokenizer", None)) is not None:
-            different = next((i for i in range(ours.num_pieces) if tokenizer.IdToPiece(i) != pieces.IdToPiece(i)), None)
-            if different is not None:
-                raise ValueError(
-                    f"The vocabulary of the SeqIO task {task.name!r} has {tokenizer.IdToPiece(different)!r} as id "
-                    f"{different}, {ours.path} has {pieces.IdToPiece(different)!r}: name the task's vocabulary file."
-                )
+        tokenizer = getattr(theirs, "tokenizer", None)
+        if tokenizer is None:
+            raise ValueError(
+                f"The SeqIO task {task.name!r} has a {type(theirs).__name__} for {feature!r}; only SentencePiece "
+                "vocabularies can be decoded here."
+            )
+        different = next((i for i in range(ours.num_pieces) if tokenizer.IdToPiece(i) != pieces.IdToPiece(i)), None)
+        if different is not None:
+            raise ValueError(
+                f"The vocabulary of the SeqIO task {task.name!r} has {tokenizer.IdToPiece(different)!r} as id "
+                f"{different}, {ours.path} has {pieces.IdToPiece(different)!r}: name the task's vocabulary file."
+            )
 
 
-def _write_foreign(writer, task: seqio.Task, their_split: str, split: str, request: StoreRequest) -> None:
+def _write_foreign(writer, task: seqio.Task, their_split: str, split: str, request: StoreRequest) -> int:
+    """Writes one sub-task's rows; returns how many fill a feature to the limit, where SeqIO itself cuts."""
+    full = 0
     lengths = dict(zip(("inputs", "targets"), request.feature_lengths, strict=True))
     rows = task.get_dataset(lengths, their_split, shuffle=False).as_numpy_iterator()
     for number, row in enumerate(rows):
@@ -323,6 +330,8 @@ def _write_foreign(writer, task: seqio.Task, their_split: str, split: str, reque
         }
         example = {"id": f"{task.name}/{split}/{number}", **texts}
         writer.add([(row["inputs"], row["targets"])], example)
+        full += any(len(row[feature]) >= length for feature, length in lengths.items())
+    return full
 
 
 def _foreign_text(row: Mapping[str, np.ndarray], feature: str, request: StoreRequest) -> str:

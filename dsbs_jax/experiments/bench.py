@@ -44,12 +44,14 @@ class BenchConfig:
       model: the architecture of both sides.
       batch_size: examples a step.
       steps: timed steps of each side.
+      store_root: folder of the token stores; None takes `default_store_root()`.
     """
 
     data: StoreRequest
     model: T5Config
     batch_size: int = 64
     steps: int = 10
+    store_root: str | None = None
 
 
 def train(config: BenchConfig) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def train(config: BenchConfig) -> dict[str, Any]:
       ImportError: torch or transformers is not installed (`pip install 'dsbs_jax[parity]'`).
     """
     method = schema.make_method("step_by_step", label_weight=0.5, rationale_weight=0.5)
-    store = TokenStore.open(ensure_store(config.data.for_method(method)))
+    store = TokenStore.open(ensure_store(config.data.for_method(method), config.store_root))
     total = _WARM_UP + config.steps
     plan = BatchPlan(store.split("train"), batch_size=config.batch_size, steps=total)
     sides = {"dsbs_jax": _jax_step(config, plan, method), "torch": _torch_step(config, plan)}
@@ -88,7 +90,7 @@ def train(config: BenchConfig) -> dict[str, Any]:
                 np.array(seconds["torch"][_WARM_UP:]) / np.array(seconds["dsbs_jax"][_WARM_UP:]), [0.25, 0.75]
             )
         ],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": os.cpu_count(),
     }
 
 
@@ -129,6 +131,12 @@ def _torch_step(config: BenchConfig, plan: BatchPlan) -> Callable[[int], None]:
             decoder_start_token_id=0,
         )
     ).train()
+    if not ours.tie_embeddings:
+        # transformers 5 ties the weights whatever the config says; v1.1 has a head of its own.
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count != ours.num_parameters():
+        raise ValueError(f"torch's model has {count} parameters, ours {ours.num_parameters()}: not a comparison.")
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, weight_decay=0.0)
 
     def step(number: int) -> None:

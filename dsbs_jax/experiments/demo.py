@@ -12,9 +12,11 @@ import pathlib
 import sys
 import time
 
+import jax
+
 from dsbs_jax.data.prepare import default_store_root, ensure_store
 from dsbs_jax.experiments.compare import comparison_table, plot_fractions
-from dsbs_jax.schema import make_method
+from dsbs_jax.schema import Method, make_method
 from dsbs_jax.training.config import TrainConfig
 
 
@@ -24,15 +26,15 @@ class DemoConfig:
 
     Attributes:
       run: the common configuration; its `model_dir` becomes the folder of all runs.
-      methods: names for `make_method`; the first is the baseline of the comparison.
+      methods: the first is the baseline of the comparison.
       fractions: shares of the training examples.
       seeds: of initial weights, dropout and order.
       workers: processes, each on a processor core of its own; None takes one per core, at most one per run.
     """
 
     run: TrainConfig
-    methods: tuple[str, ...] = ("standard", "step_by_step")
-    fractions: tuple[float, ...] = (0.25, 0.5, 1.0)
+    methods: tuple[Method, ...] = (make_method("standard"), make_method("step_by_step"))
+    fractions: tuple[float, ...] = (0.5, 0.75, 1.0)
     seeds: tuple[int, ...] = (0, 1, 2)
     workers: int | None = None
 
@@ -42,8 +44,8 @@ class DemoConfig:
         return [
             dataclasses.replace(
                 self.run,
-                model_dir=str(folder / f"{method}-{fraction:g}-{seed}"),
-                method=make_method(method),
+                model_dir=str(folder / f"{method.name}-{fraction:g}-{seed}"),
+                method=method,
                 fraction=fraction,
                 seed=seed,
                 progress=False,
@@ -75,7 +77,9 @@ def run(config: DemoConfig) -> str:
             f"{time.perf_counter() - started:.0f} s in all)",
             file=sys.stderr,
         )
-    table = comparison_table([pathlib.Path(cell.model_dir) for cell in runs], config.methods)
+    table = comparison_table(
+        [pathlib.Path(cell.model_dir) for cell in runs], [method.name for method in config.methods]
+    )
     (folder / "report.md").write_text(table + "\n")
     plot_fractions(results, folder / "accuracy.png")
     return f"{table}\n\nResults: {results}\nPlot:    {folder / 'accuracy.png'}"
@@ -91,8 +95,13 @@ def _in_parallel(runs: list[TrainConfig], workers: int | None):
         free.put(core)
     with concurrent.futures.ProcessPoolExecutor(len(cores), context, _start_worker, (free,)) as pool:
         pending = {pool.submit(_train, cell): cell for cell in runs}
-        for future in concurrent.futures.as_completed(pending):
-            yield pending[future], future.result()
+        try:
+            for future in concurrent.futures.as_completed(pending):
+                yield pending[future], future.result()
+        except BaseException:
+            # What failed once would fail again: the first error is told at once.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _start_worker(free) -> None:
@@ -100,7 +109,7 @@ def _start_worker(free) -> None:
     if core is not None:
         os.sched_setaffinity(0, {core})
     # Several processes cannot share one accelerator, and this model would not keep one busy.
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _train(config: TrainConfig) -> dict:

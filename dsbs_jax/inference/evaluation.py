@@ -83,6 +83,8 @@ class Evaluator:
         outputs = self.decode(params)
         predictions = [self.method.read_answer(text) for text in outputs]
         examples = self.split.examples(np.arange(self.split.num_examples))
+        if unlabelled := sum(example["label"] is None for example in examples):
+            raise ValueError(f"{unlabelled} rows of {self.split.path} have no gold label: evaluate another split.")
         correct = score(self.metric, predictions, [example["label"] for example in examples])
         rows = [
             {

@@ -53,15 +53,21 @@ def abstract(tree: Any) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in one folder. Use as a context manager: leaving it waits for the last save."""
+    """The checkpoints of one run, in one folder. Use as a context manager: leaving it waits for the last save.
 
-    def __init__(self, folder: str | pathlib.Path):
+    Args:
+      folder: the folder.
+      writer: whether this process trains the run, and so may remove what a killed one left behind. Others only read: a
+        save that looks unfinished may be another process's, under way.
+    """
+
+    def __init__(self, folder: str | pathlib.Path, writer: bool = True):
         self._checkpointer = ocp.training.Checkpointer(
             pathlib.Path(folder).absolute(),
             # Every save the loop asks for is wanted; when to save is the loop's decision.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_KeepLatestAndBest(),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=writer,
         )
         self._saving: Any = None
 

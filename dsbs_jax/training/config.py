@@ -11,19 +11,12 @@ from dsbs_jax.models.config import T5Config
 from dsbs_jax.sharding.mesh import MeshConfig
 from dsbs_jax.training.optimizers import OptimizerConfig
 
-# Fields that a resumed run may change: they decide where and how fast it runs and what it tells, not what it computes.
-# The mesh is among them: it changes the order of sums (the last bits of the weights) but no example and no step.
+# Fields that a resumed run may change: where and how fast it runs and what it tells. The mesh is among them: it changes
+# no step's examples, but the order of sums and, as rows are made to fit the devices, where in a batch dropout falls.
 MAY_CHANGE = frozenset(
     {
-        "model_dir",
-        "log_period",
-        "checkpoint_period",
-        "mesh",
-        "store_root",
-        "progress",
-        "eval_batch_size",
-        "data.data_dir",
-        "vocabulary.path",
+        *("model_dir", "store_root", "data.data_dir", "data.vocabulary.path", "mesh", "eval_batch_size"),
+        *("log_period", "checkpoint_period", "progress"),
     }
 )
 
@@ -87,9 +80,23 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "microbatches", "eval_period", "eval_batch_size", "log_period"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "microbatches": 1,
+            "eval_period": 1,
+            "eval_batch_size": 1,
+            "log_period": 1,
+        }
+        for name, lowest in (least | {"checkpoint_period": 0, "early_stop": 0, "seed": 0, "fraction_seed": 0}).items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < lowest:
+                raise ValueError(
+                    f"{name} is {value!r}; it must be a whole number of at least {lowest}, written as 10000."
+                )
+        for name in ("fraction", "label_smoothing", "z_loss"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number.")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction is {self.fraction}; it must lie in (0, 1]: 0.125 is 12.5 %.")
         if not 0 <= self.label_smoothing < 1:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One finished run, as one line of a results file. Accuracies are shares in [0, 1].
+    """One finished run, as one line of a results file. Accuracies are shares in [0, 1]; None without such a split.
 
     `test_accuracy` is at `selected_step`, the best on validation; `test_accuracy_last` at `steps`, the last step run.
     `seconds` is the wall time of this process, compilation and evaluations included.
@@ -34,9 +34,9 @@ class Result:
     label_source: str
     fraction: float
     seed: int
-    validation_accuracy: float
-    test_accuracy: float
-    test_accuracy_last: float
+    validation_accuracy: float | None
+    test_accuracy: float | None
+    test_accuracy_last: float | None
     selected_step: int
     steps: int
     seconds: float
@@ -72,23 +72,24 @@ def train(config: TrainConfig, operative_config: str = "") -> Result:
                 telemetry.train_step(step, metrics, stats)
                 if step % config.eval_period == 0 or step == config.steps:
                     telemetry.flush()
-                    accuracy = run.validation(state.params).accuracy
-                    telemetry.event(step, {"validation/accuracy": accuracy})
-                    history.append((step, accuracy))
-                    run.save(state, step, history, accuracy)
+                    validation = run.evaluate("validation", state.params)
+                    if validation is not None:
+                        telemetry.event(step, {"validation/accuracy": validation.accuracy})
+                        history.append((step, validation.accuracy))
+                    run.save(state, step, history, None if validation is None else validation.accuracy)
                     if _should_stop(config, history):
                         logger.info("No better validation accuracy for %d evaluations: stopping.", config.early_stop)
                         break
                 elif config.checkpoint_period and step % config.checkpoint_period == 0:
                     telemetry.flush()
                     run.save(state, step, history, None)
+                if signal.received:
+                    telemetry.flush()
+                    run.save(state, step, history, None)
+                    raise Preempted(step, config.model_dir)
             except NonFiniteLossError as error:
                 raise run.explain_non_finite(error, state, history) from error
-            if signal.received:
-                telemetry.flush()
-                run.save(state, step, history, None)
-                raise Preempted(step, config.model_dir)
-        last = run.test(state.params)
+        last = run.evaluate("test", state.params)
         return _finish(run, state.params, step, history, last, started)
 
 
@@ -100,16 +101,16 @@ def _should_stop(config: TrainConfig, history: list[tuple[int, float]]) -> bool:
 
 
 def _finish(
-    run: runs.Run, params: Any, step: int, history: list[tuple[int, float]], last: Evaluation, started: float
+    run: runs.Run, params: Any, step: int, history: list[tuple[int, float]], last: Evaluation | None, started: float
 ) -> Result:
     """Evaluates the selected step, writes predictions and summary."""
-    selected_step, validation_accuracy = best_of(history) or (step, float("nan"))
+    selected_step, validation_accuracy = best_of(history) or (step, None)
     if selected_step != step:
         params = run.restore_params(selected_step, params)
-    validation = run.validation(params)
-    test = last if selected_step == step else run.test(params)
-    validation.write(run.folder / "predictions_validation.jsonl")
-    test.write(run.folder / "predictions_test.jsonl")
+    test = last if selected_step == step else run.evaluate("test", params)
+    for split, evaluation in (("validation", run.evaluate("validation", params)), ("test", test)):
+        if evaluation is not None:
+            evaluation.write(run.folder / f"predictions_{split}.jsonl")
     config = run.config
     result = Result(
         dataset=run.store.meta.name,
@@ -118,8 +119,8 @@ def _finish(
         fraction=config.fraction,
         seed=config.seed,
         validation_accuracy=validation_accuracy,
-        test_accuracy=test.accuracy,
-        test_accuracy_last=last.accuracy,
+        test_accuracy=None if test is None else test.accuracy,
+        test_accuracy_last=None if last is None else last.accuracy,
         selected_step=selected_step,
         steps=step,
         seconds=round(time.perf_counter() - started, 3),

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from dsbs_jax.data.batches import BatchPlan, prefetch
 from dsbs_jax.data.prepare import ensure_store
 from dsbs_jax.data.store import TokenStore
-from dsbs_jax.inference.evaluation import Evaluator
+from dsbs_jax.inference.evaluation import Evaluation, Evaluator
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.models.hf import load_huggingface
 from dsbs_jax.models.t5 import T5
@@ -52,7 +52,7 @@ class Run:
       state: where training goes on; donated to the first step.
       history: (step, validation accuracy) of the evaluations so far.
       train_step: the jitted step.
-      validation, test: evaluators; call them with weights.
+      evaluators: by split, of `validation` and `test`; a foreign task may lack them.
       checkpoints: the run's.
       telemetry: the run's.
       data_report: what became of the rows: skipped, truncated, used; utilisation.
@@ -66,8 +66,7 @@ class Run:
     state: TrainState
     history: History
     train_step: Callable[..., Any]
-    validation: Evaluator
-    test: Evaluator
+    evaluators: dict[str, Evaluator]
     checkpoints: Checkpoints
     telemetry: Telemetry
     data_report: dict[str, Any]
@@ -91,6 +90,10 @@ class Run:
         finally:
             source.close()
 
+    def evaluate(self, split: str, params: Any) -> Evaluation | None:
+        """The weights' answers on a split, or None where the dataset does not have it."""
+        return self.evaluators[split](params) if split in self.evaluators else None
+
     def save(self, state: TrainState, step: int, history: History, accuracy: float | None) -> None:
         """Saves in the background; `step` steps are done."""
         record = {
@@ -98,7 +101,7 @@ class Run:
             "data_position": step * self.config.batch_size,
             "seed": self.config.seed,
             "history": history,
-            "decode_length": self.validation.max_length,
+            "decode_length": decode_length(self.config, self.store),
             "vocabulary": self.store.meta.vocabulary_fingerprint,
             "store": self.store.meta.key,
             "config": json.loads(json.dumps(self.config.to_json())),
@@ -152,6 +155,7 @@ def start(config: TrainConfig, operative_config: str = "") -> Run:
     vocabulary = config.data.vocabulary
     store = TokenStore.open(ensure_store(config.store_request(), config.store_root))
     _check_vocabulary(config, store)
+    _check_tasks(config, store)
     plan = BatchPlan(
         store.split("train"),
         batch_size=config.batch_size,
@@ -168,8 +172,8 @@ def start(config: TrainConfig, operative_config: str = "") -> Run:
     logger.info("Data: %s", json.dumps(data_report))
 
     model = T5(config.model)
-    evaluators = [
-        Evaluator(
+    evaluators = {
+        name: Evaluator(
             model=model,
             split=store.split(name),
             method=config.method,
@@ -177,22 +181,26 @@ def start(config: TrainConfig, operative_config: str = "") -> Run:
             vocabulary=vocabulary,
             mesh=mesh,
             batch_size=config.eval_batch_size,
-            max_length=_decode_length(config, store),
+            max_length=decode_length(config, store),
         )
         for name in ("validation", "test")
-    ]
+        if name in store.meta.splits
+    }
+    if missing := {"validation", "test"} - evaluators.keys():
+        logger.info("%s has no split %s: not evaluated on it.", store.meta.name, " and no ".join(sorted(missing)))
     checkpoints = Checkpoints(folder / "checkpoints")
     optimizer, train_step = _training_program(
         config.model,
         config.optimizer,
         config.steps,
-        tuple(task.weight for task in config.method.tasks)[: len(store.meta.tasks)],
+        tuple(task.weight for task in config.method.tasks),
         mesh,
         LossConfig(config.z_loss, config.label_smoothing),
         config.microbatches,
     )
     state, history = _state(config, model, optimizer, mesh, checkpoints)
-    (folder / "config.gin").write_text(operative_config)
+    if operative_config:
+        (folder / "config.gin").write_text(operative_config)
     return Run(
         config=config,
         folder=folder,
@@ -202,8 +210,7 @@ def start(config: TrainConfig, operative_config: str = "") -> Run:
         state=state,
         history=history,
         train_step=train_step,
-        validation=evaluators[0],
-        test=evaluators[1],
+        evaluators=evaluators,
         checkpoints=checkpoints,
         telemetry=Telemetry(
             folder, int(state.step), config.steps, config.log_period, store.meta.tasks, config.progress
@@ -295,7 +302,18 @@ def _check_vocabulary(config: TrainConfig, store: TokenStore) -> None:
         )
 
 
-def _decode_length(config: TrainConfig, store: TokenStore) -> int:
+def _check_tasks(config: TrainConfig, store: TokenStore) -> None:
+    """A foreign SeqIO task brings its own texts: only a method that adds nothing to them says what is trained."""
+    method = config.method
+    as_it_is = len(method.tasks) == 1 and not method.tasks[0].prefix and method.answer_marker is None
+    if store.meta.streams and not (as_it_is and method.tasks[0].input == "{input}"):
+        raise ValueError(
+            f"{store.meta.name} is a SeqIO task with texts of its own, and the method {method.name!r} would add to them: "
+            "give --gin_file methods/standard."
+        )
+
+
+def decode_length(config: TrainConfig, store: TokenStore) -> int:
     """Room for twice the longest label target seen in training: a wrong answer may be longer than any right one."""
     if config.max_decode_length is not None:
         return config.max_decode_length

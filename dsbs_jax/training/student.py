@@ -95,7 +95,7 @@ def load_student(config: TrainConfig, step: str = "best") -> Student:
         jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda x: hasattr(x, "names")),
         param_shardings(boxed, mesh),
     )
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, writer=False) as checkpoints:
         number = _number(checkpoints, step, config.model_dir)
         record = checkpoints.record(number)
         if record["vocabulary"] != config.data.vocabulary.fingerprint:

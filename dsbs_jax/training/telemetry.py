@@ -170,4 +170,6 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
             continue
         if entry["step"] <= step:
             kept.append(line + "\n")
-    path.write_text("".join(kept))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)
