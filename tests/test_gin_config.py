@@ -7,7 +7,7 @@ import pytest
 
 from dsbs_jax import gin_config
 from dsbs_jax.models.config import SIZES, T5Config, t5_config
-from dsbs_jax.training.config import TrainConfig, changed_fields
+from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, changed_fields
 
 BASE = ("runs/train", "datasets/bestiary", "models/tiny")
 MODEL_DIR = "MODEL_DIR='somewhere'"
@@ -54,7 +54,8 @@ def test_includes_are_followed(tmp_path):
         (BASE, ("T5Confg.d_model=5",), r"nothing called T5Confg to configure\. Did you mean T5Config\?"),
         (BASE, ("TRAIN_STEPS==",), r"^--gin\.TRAIN_STEPS==: line 1: "),
         (BASE, ("TRAIN_STEPS=@nothing()",), r"nothing"),
-        (BASE, (MODEL_DIR, "TRAIN_STEPS=0"), r"steps is 0; it must be at least 1"),
+        (BASE, (MODEL_DIR, "TRAIN_STEPS=0"), r"steps is 0; it must be a whole number of at least 1"),
+        (BASE, (MODEL_DIR, "TRAIN_STEPS=1e4"), r"steps is 10000\.0; it must be a whole number"),
         (BASE, (MODEL_DIR, "METHOD='stepbystep'"), r"There is no method 'stepbystep'"),
         (BASE, (MODEL_DIR, "FRACTION=12.5"), r"fraction is 12\.5; it must lie in \(0, 1\]"),
         (BASE, (), r"Values are missing: give --gin\.MODEL_DIR=\.\.\., or"),
@@ -98,6 +99,27 @@ def test_changed_fields_are_named_and_places_may_change():
         "optimizer.learning_rate",
         "seed",
     ]
+
+
+def test_every_field_that_may_change_exists():
+    def names(fields, path=""):
+        for name, value in fields.items():
+            yield path + name
+            if isinstance(value, dict):
+                yield from names(value, f"{path}{name}.")
+
+    assert set(names(make().to_json())) >= MAY_CHANGE
+
+
+def test_verbs_that_train_nothing_read_the_same_method(tmp_path):
+    own = tmp_path / "own.gin"
+    own.write_text(
+        "METHOD_TASKS = @Method()\nMethod.name = 'own'\nMethod.tasks = (@a/TaskFormat(),)\n"
+        "a/TaskFormat.name = 'label'\na/TaskFormat.prefix = 'say: '\n"
+    )
+    config = make((*BASE, str(own)))
+    assert [task.prefix for task in config.method.tasks] == ["say: "]
+    assert gin_config.make_store_request()[0] == config.store_request()
 
 
 def test_root_is_where_the_package_is():

@@ -1,0 +1,37 @@
+"""`dsbs demo` as `make demo` runs it, with fewer steps: every file and line it promises."""
+
+import json
+
+import pytest
+
+KEYS = [
+    *("dataset", "method", "label_source", "fraction", "seed", "validation_accuracy", "test_accuracy"),
+    *("test_accuracy_last", "selected_step", "steps", "seconds"),
+]
+
+
+@pytest.mark.slow
+def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
+    folder = tmp_path / "demo"
+    process = dsbs(
+        *("demo", "--output", folder, "--gin.TRAIN_STEPS=6", "--gin.EVAL_PERIOD=3"),
+        *("--gin.DemoConfig.fractions=(0.5, 1.0)", "--gin.DemoConfig.seeds=(0, 1)"),
+        timeout=500,
+    )
+    assert process.returncode == 0, process.stderr
+    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert all(list(result) == KEYS for result in results)
+    grid = {(result["method"], result["fraction"], result["seed"]) for result in results}
+    assert grid == {(m, f, s) for m in ("standard", "step_by_step") for f in (0.5, 1.0) for s in (0, 1)}
+    assert len(results) == len(grid)
+    assert all(result["steps"] == 6 for result in results)
+    assert "| 50% |" in process.stdout
+    assert (folder / "report.md").read_text().strip() in process.stdout
+    assert (folder / "accuracy.png").stat().st_size > 5000
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_ends_the_demo_with_its_sentence(dsbs, tmp_path):
+    process = dsbs("demo", "--output", tmp_path / "demo", "--gin.T5Config.vocab_size=10", timeout=500)
+    assert process.returncode == 1
+    assert "set T5Config.vocab_size" in process.stderr.splitlines()[-1]
