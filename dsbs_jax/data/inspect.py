@@ -65,7 +65,7 @@ def show(request: StoreRequest, split: str = "train", n: int = 3) -> str:
 
 
 def check(request: StoreRequest, as_json: bool = False) -> str:
-    """Reads all splits of a dataset, which finds every wrong file and row, and reports on them.
+    """Reads all splits of a dataset and reports on them; stops at the first wrong file or row.
 
     Args:
       request: names the dataset and the vocabulary.
