@@ -6,13 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import pytest
+
 # Tests compile much and compute little: compiling without optimisations takes a third of the time.
 QUICK_COMPILE = "--xla_backend_optimization_level=0"
 # Eight simulated devices for the sharding tests; must be set before JAX starts.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 

@@ -308,8 +308,8 @@ def _check_tasks(config: TrainConfig, store: TokenStore) -> None:
     as_it_is = len(method.tasks) == 1 and not method.tasks[0].prefix and method.answer_marker is None
     if store.meta.streams and not (as_it_is and method.tasks[0].input == "{input}"):
         raise ValueError(
-            f"{store.meta.name} is a SeqIO task with texts of its own, to which the method {method.name!r} would add: give "
-            "--gin_file methods/standard."
+            f"{store.meta.name} is a SeqIO task with texts of its own, to which the method {method.name!r} would add: "
+            "give --gin_file methods/standard."
         )
 
 
