@@ -159,9 +159,9 @@ def test_sub_tasks_of_a_foreign_mixture_are_streams_with_rates(tmp_path, foreign
     assert train.examples([5])[0]["id"] == "their_owls/train/0"
 
 
-def test_a_single_foreign_task_needs_no_streams(tmp_path, foreign):
+def test_a_single_foreign_task_is_one_stream(tmp_path, foreign):
     store = prepare(dataclasses.replace(foreign, name="their_bees"), tmp_path)
-    assert store.meta.streams == ()
+    assert [(stream.name, stream.rate) for stream in store.meta.streams] == [("their_bees", 1.0)]
     assert store.meta.splits["train"] == 5
 
 
