@@ -147,7 +147,7 @@ def assert_same_run(dsbs, folder: pathlib.Path, finished: pathlib.Path) -> None:
     assert steps[-1] == 24
 
 
-@pytest.mark.parametrize("after_step", [6, 14])
+@pytest.mark.parametrize("after_step", [6, pytest.param(14, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights_bit_for_bit(
     dsbs, environment, finished, tmp_path, after_step
 ):
@@ -166,6 +166,7 @@ def test_sigterm_saves_then_exits_and_the_run_goes_on(dsbs, environment, finishe
     assert_same_run(dsbs, tmp_path / "run", finished)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_sharded_mesh_goes_on_on_one_device_with_the_same_losses(dsbs, environment, tmp_path):
     still = "--gin.DROPOUT_RATE=0.0"
     process = dsbs(*RUN, "--model_dir", tmp_path / "one", still)
