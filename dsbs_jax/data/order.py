@@ -126,7 +126,7 @@ def permutation(size: int, seed: int, epoch: int, purpose: int, stream: int) -> 
 
     It ranks raw Philox words, which no version of NumPy changes; `Generator.permutation` promises no such thing.
     """
-    generator = np.random.Philox(counter=[0, 0, stream, purpose], key=[seed % 2**64, epoch])
+    generator = np.random.Philox(counter=[0, 0, stream, purpose], key=np.array([seed % 2**64, epoch], np.uint64))
     return np.argsort(generator.random_raw(size), kind="stable")
 
 
