@@ -110,9 +110,10 @@ def _parse_gin(
 ) -> None:
     """The base files, then the user's, then flags, then --gin.X: later ones win."""
     from dsbs_jax import gin_config
+    from dsbs_jax.data.locations import find_data_dir
 
     flags = []
-    data_dir = arguments.data_dir or os.environ.get("DSBS_DATA_DIR")
+    data_dir = find_data_dir(arguments.data_dir)
     if data_dir:
         flags.append(f"DATA_DIR={data_dir!r}")
     if getattr(arguments, "model_dir", None):
@@ -227,9 +228,10 @@ def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json
 
     from dsbs_jax import gin_config
+    from dsbs_jax.data.locations import find_data_dir
     from dsbs_jax.experiments import bench
 
-    data = "datasets/cqa" if arguments.data_dir or os.environ.get("DSBS_DATA_DIR") else "datasets/bestiary"
+    data = "datasets/cqa" if find_data_dir(arguments.data_dir) else "datasets/bestiary"
     files = ("runs/train", data, "models/t5_1_1_small", "runs/bench")
     _parse_gin(arguments, bindings, *files, unneeded=("MODEL_DIR",))
     print(json.dumps(bench.train(gin_config.make(bench.BenchConfig))))

@@ -11,12 +11,10 @@ from typing import Any
 
 from dsbs_jax.data.dataset import Rows
 from dsbs_jax.schema import Example
+from dsbs_jax.teacher.answers import FILE_SPLITS
 
 Row = dict[str, Any]
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
-
-# The reference's file names: validation is `valid` there.
-_FILE_SPLITS = {"validation": "valid"}
 
 
 def read_file(path: str | Path) -> Iterator[tuple[int, Row]]:
@@ -180,7 +178,7 @@ class FolderSource:
           FileNotFoundError: where there is none; names what there is.
         """
         folder = require_folder(self.name, data_dir)
-        stem = f"{self.name}_{_FILE_SPLITS.get(split, split)}"
+        stem = f"{self.name}_{FILE_SPLITS.get(split, split)}"
         found = [folder / (stem + suffix) for suffix in SUFFIXES if (folder / (stem + suffix)).is_file()]
         if not found:
             raise FileNotFoundError(f"{folder} has no split {split!r} ({stem}.json): {contents(folder)}.")

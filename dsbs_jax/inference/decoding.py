@@ -8,9 +8,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dsbs_jax.data.vocabulary import EOS_ID, PAD_ID
 from dsbs_jax.models.t5 import T5, single_segment
-
-PAD, EOS = 0, 1
 
 
 @flax.struct.dataclass
@@ -55,14 +54,14 @@ def greedy_decode(
     def step(state: _State) -> _State:
         logits, cache = model.apply(variables, state.last, state.position, state.cache, method="decode_step")
         token = jnp.argmax(jnp.where(valid, logits, -jnp.inf), axis=-1).astype(jnp.int32)
-        token = jnp.where(state.ended, PAD, token)
+        token = jnp.where(state.ended, PAD_ID, token)
         output = jax.lax.dynamic_update_slice_in_dim(state.output, token[:, None], state.position, axis=1)
-        return _State(state.position + 1, token, output, state.ended | (token == EOS), cache)
+        return _State(state.position + 1, token, output, state.ended | (token == EOS_ID), cache)
 
     start = _State(
         position=jnp.zeros((), jnp.int32),
-        last=jnp.full((batch,), PAD, jnp.int32),
-        output=jnp.full((batch, max_length), PAD, jnp.int32),
+        last=jnp.full((batch,), PAD_ID, jnp.int32),
+        output=jnp.full((batch, max_length), PAD_ID, jnp.int32),
         ended=~jnp.any(segment_ids, axis=1),
         cache=cache,
     )

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 # The reference's file names: validation is `valid` there.
-_FILE_SPLITS = {"validation": "valid"}
+FILE_SPLITS = {"validation": "valid"}
 
 
 def answer_files(folder: Path, teacher: str, split: str) -> list[Path]:
@@ -24,7 +24,7 @@ def answer_files(folder: Path, teacher: str, split: str) -> list[Path]:
     Returns:
       The files; empty where there are none.
     """
-    split = _FILE_SPLITS.get(split, split)
+    split = FILE_SPLITS.get(split, split)
     for place in (folder / teacher, folder.parent / teacher / folder.name):
         numbered = [
             (int(match[1]), path)

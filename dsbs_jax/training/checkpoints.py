@@ -26,13 +26,17 @@ def best_of(accuracies: Sequence[tuple[int, float]]) -> tuple[int, float] | None
     return max(accuracies, key=lambda entry: (entry[1], -entry[0]), default=None)
 
 
+def _scored(checkpoints: Sequence[Any]) -> list[tuple[int, float]]:
+    """(step, accuracy) of the checkpoints whose accuracy was measured."""
+    return [(c.step, c.metrics[_METRIC]) for c in checkpoints if c.metrics and _METRIC in c.metrics]
+
+
 class _KeepLatestAndBest:
     """Orbax preservation policy: the newest checkpoint, to resume from, and the one `best_of` selects."""
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
-        scored = [(c.step, c.metrics[_METRIC]) for c in checkpoints if c.metrics and _METRIC in c.metrics]
-        best = best_of(scored)
+        best = best_of(_scored(checkpoints))
         newest = max(c.step for c in checkpoints)
         return [c.step == newest or (best is not None and c.step == best[0]) for c in checkpoints]
 
@@ -84,8 +88,7 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step selected on validation among the checkpoints kept, or None before the first evaluation."""
-        scored = [(c.step, c.metrics[_METRIC]) for c in self._checkpointer.checkpoints if c.metrics]
-        best = best_of(scored)
+        best = best_of(_scored(self._checkpointer.checkpoints))
         return best[0] if best else None
 
     def save(self, step: int, params: Any, optimizer: Any, record: dict[str, Any], accuracy: float | None) -> None:

@@ -55,6 +55,7 @@ class Run:
       evaluators: by split, of `validation` and `test`; a foreign task may lack them.
       checkpoints: the run's.
       telemetry: the run's.
+      decode_length: most tokens decoded in an evaluation.
       data_report: what became of the rows: skipped, truncated, used; utilisation.
     """
 
@@ -69,6 +70,7 @@ class Run:
     evaluators: dict[str, Evaluator]
     checkpoints: Checkpoints
     telemetry: Telemetry
+    decode_length: int
     data_report: dict[str, Any]
 
     def batches(self) -> Iterator[tuple[int, dict[str, jax.Array], dict[str, float]]]:
@@ -101,7 +103,7 @@ class Run:
             "data_position": step * self.config.batch_size,
             "seed": self.config.seed,
             "history": history,
-            "decode_length": decode_length(self.config, self.store),
+            "decode_length": self.decode_length,
             "vocabulary": self.store.meta.vocabulary_fingerprint,
             "store": self.store.meta.key,
             "config": json.loads(json.dumps(self.config.to_json())),
@@ -172,6 +174,7 @@ def start(config: TrainConfig, operative_config: str = "") -> Run:
     logger.info("Data: %s", json.dumps(data_report))
 
     model = T5(config.model)
+    max_length = _decode_length(config, store)
     evaluators = {
         name: Evaluator(
             model=model,
@@ -181,7 +184,7 @@ def start(config: TrainConfig, operative_config: str = "") -> Run:
             vocabulary=vocabulary,
             mesh=mesh,
             batch_size=config.eval_batch_size,
-            max_length=decode_length(config, store),
+            max_length=max_length,
         )
         for name in ("validation", "test")
         if name in store.meta.splits
@@ -215,6 +218,7 @@ def start(config: TrainConfig, operative_config: str = "") -> Run:
         telemetry=Telemetry(
             folder, int(state.step), config.steps, config.log_period, store.meta.tasks, config.progress
         ),
+        decode_length=max_length,
         data_report=data_report,
     )
 
@@ -313,7 +317,7 @@ def _check_tasks(config: TrainConfig, store: TokenStore) -> None:
         )
 
 
-def decode_length(config: TrainConfig, store: TokenStore) -> int:
+def _decode_length(config: TrainConfig, store: TokenStore) -> int:
     """Room for twice the longest label target seen in training: a wrong answer may be longer than any right one."""
     if config.max_decode_length is not None:
         return config.max_decode_length
