@@ -127,7 +127,8 @@ def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 
     arguments.model_dir = arguments.output
     _parse_gin(arguments, bindings, "runs/train", "runs/demo")
-    print(demo.run(gin_config.make(demo.DemoConfig)))
+    config = gin_config.make(demo.DemoConfig)
+    print(demo.run(config, gin_config.operative()))
 
 
 def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

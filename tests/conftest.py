@@ -1,10 +1,12 @@
 """Fixtures shared by all tests."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -56,3 +58,40 @@ def dsbs(environment, tmp_path_factory) -> Callable[..., subprocess.CompletedPro
         return subprocess.run(command, env=environment | (env or {}), **options)
 
     return run
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchT5:
+    """A transformers model and the folder it was saved to."""
+
+    model: Any
+    folder: pathlib.Path
+
+
+@pytest.fixture(scope="session")
+def save_torch_t5() -> Callable[..., TorchT5]:
+    """Makes and saves a random model of given sizes: `v1_0` (ReLU, tied, scaled), `v1_1` (gated, own head) or
+    `v1_1_tied` (gated, tied, unscaled)."""
+    torch = pytest.importorskip("torch", reason="parity needs the extra `parity` (torch, transformers)")
+    transformers = pytest.importorskip("transformers")
+
+    def save(version: str, folder: pathlib.Path, **sizes: Any) -> TorchT5:
+        torch.manual_seed(0)
+        gated = version != "v1_0"
+        config = transformers.T5Config(
+            **sizes,
+            feed_forward_proj="gated-gelu" if gated else "relu",
+            tie_word_embeddings=not gated,
+            decoder_start_token_id=0,
+        )
+        model = transformers.T5ForConditionalGeneration(config).eval()
+        for name, parameter in model.named_parameters():
+            if "layer_norm" in name:
+                parameter.data.uniform_(0.5, 1.5)
+        if version == "v1_1":
+            # Transformers 5 makes every new T5 tied; published v1.1 weights have a matrix of their own.
+            model.lm_head.weight = torch.nn.Parameter(torch.randn(model.shared.weight.shape))
+        model.save_pretrained(folder)
+        return TorchT5(model, folder)
+
+    return save

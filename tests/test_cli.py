@@ -1,6 +1,7 @@
 """The command line as a person meets it first: help, typing errors, datasets to look at."""
 
 import json
+import pathlib
 import subprocess
 import sys
 import time
@@ -113,3 +114,18 @@ def test_bring_your_own_needs_a_gin_file_and_nothing_else(dsbs, tmp_path):
     assert process.returncode == 1
     assert "rows.jsonl" in process.stderr
     assert "line 2" in process.stderr
+
+
+def test_prepare_makes_the_store_that_a_run_then_finds(dsbs, tmp_path):
+    words = ("--gin_file", "datasets/bestiary", "--gin.DATASET_ARGUMENTS={'seed': 3}")
+    stores = {"DSBS_STORE_DIR": str(tmp_path / "stores")}
+    process = dsbs("prepare", *words, env=stores)
+    assert process.returncode == 0, process.stderr
+    store = pathlib.Path(process.stdout.strip())
+    meta = json.loads((store / "meta.json").read_text())
+    assert (store.parent, meta["name"]) == (tmp_path / "stores", "bestiary")
+    before = sorted((path, path.stat().st_mtime_ns) for path in store.rglob("*"))
+    again = dsbs("prepare", *words, env=stores)
+    assert pathlib.Path(again.stdout.strip()) == store
+    assert sorted((path, path.stat().st_mtime_ns) for path in store.rglob("*")) == before
+    assert "Preparing" not in again.stderr

@@ -10,6 +10,7 @@ import shutil
 import socket
 import time
 import uuid
+from collections.abc import Iterator
 from typing import BinaryIO
 
 _STALE_SECONDS = 24 * 3600.0
@@ -64,6 +65,19 @@ class AtomicFolder:
                 raise
         _sync(self._root)
         return final
+
+
+@contextlib.contextmanager
+def held(path: pathlib.Path) -> Iterator[None]:
+    """Holds the lock file `path` while the block runs; it ends with this process, however that ends.
+
+    Raises:
+      BlockingIOError: another process holds it.
+    """
+    with path.open("ab") as file:
+        if not _try_lock(file):
+            raise BlockingIOError(f"{path} is held by another process.")
+        yield
 
 
 def remove_stale(root: pathlib.Path) -> None:

@@ -92,6 +92,8 @@ def describe(dataset: Dataset, loaded: LoadedSplit, request: StoreRequest) -> di
     """
     examples = loaded.examples
     judged = [example for example in examples if example.label is not None and example.teacher is not None]
+    if not any(example.target_label("teacher") for example in judged):
+        judged = []  # rationales of people, without labels: nobody's accuracy
     correct = score(dataset.metric, [e.target_label("teacher") or "" for e in judged], [str(e.label) for e in judged])
     return {
         **dataclasses.asdict(loaded.counts),

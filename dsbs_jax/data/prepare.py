@@ -162,6 +162,9 @@ def ensure_store(request: StoreRequest, root: str | os.PathLike[str] | None = No
     key = request.key()
     path = root / key
     if not (path / "meta.json").is_file():
+        # A store appears whole, so this is not one in the making.
+        if path.is_dir() and any(path.iterdir()):
+            raise PrepareError(f"{path} is no token store: its meta.json is missing. Remove the folder.")
         logger.info("Preparing the token store of %s in %s.", request.name, path)
         _run_worker(json.dumps({"request": request.to_json(), "root": str(root), "key": key}))
         if not (path / "meta.json").is_file():

@@ -32,8 +32,7 @@ def read_file(path: str | Path) -> Iterator[tuple[int, Row]]:
     elif path.suffix == ".parquet":
         yield from _read_parquet(path)
     elif path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            yield from enumerate(csv.DictReader(file))
+        yield from _read_csv(path)
     else:
         raise ValueError(f"{path}: the suffix {path.suffix!r} is unknown; readable are {', '.join(SUFFIXES)}.")
 
@@ -87,6 +86,25 @@ def _parse_line(path: Path, line_number: int, line: str) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{path}, line {line_number}: {line.strip()[:80]!r} is not a JSON object.")
     return row
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Row]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            reader = csv.DictReader(file, strict=True)
+            for number, row in enumerate(reader):
+                # The csv module puts surplus fields under None, and None into missing ones.
+                if None in row or None in row.values():
+                    columns = len(reader.fieldnames or ())
+                    raise ValueError(
+                        f"{path}, line {reader.line_num}: the row has {'more' if None in row else 'fewer'} than the "
+                        f"{columns} fields of the header; texts that hold commas or line breaks need quotes."
+                    )
+                yield number, row
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: this is not valid CSV ({error}).") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from None
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[int, Row]]:

@@ -7,18 +7,19 @@ Orbax commits a folder by renaming it, so a process killed mid-save leaves no ch
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 _METRIC = "validation_accuracy"
-# Orbax reports every phase of every save at INFO and above; a run's own log says what was saved.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every phase of every save, and a failure several times before it is raised; a run tells it once.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def best_of(accuracies: Sequence[tuple[int, float]]) -> tuple[int, float] | None:
@@ -56,8 +57,14 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+class SaveError(OSError):
+    """A checkpoint could not be written."""
+
+
 class Checkpoints:
     """The checkpoints of one run, in one folder. Use as a context manager: leaving it waits for the last save.
+
+    A save that fails in the background is told by the next `save`, by `wait`, or on leaving, as a `SaveError`.
 
     Args:
       folder: the folder.
@@ -66,20 +73,30 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | pathlib.Path, writer: bool = True):
+        self._folder = pathlib.Path(folder).absolute()
         self._checkpointer = ocp.training.Checkpointer(
-            pathlib.Path(folder).absolute(),
+            self._folder,
             # Every save the loop asks for is wanted; when to save is the loop's decision.
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=_KeepLatestAndBest(),
             cleanup_tmp_directories=writer,
         )
-        self._saving: Any = None
+        self._saving: tuple[int, Any] | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._checkpointer.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            self.wait()
+        except SaveError:
+            # Orbax would tell the same failure again; and what stopped the run matters more than a save it spoilt.
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
+            if error is None:
+                raise
+        else:
+            self._checkpointer.close()
 
     @property
     def steps(self) -> list[int]:
@@ -100,22 +117,47 @@ class Checkpoints:
           optimizer: the optimiser's state.
           record: JSON, returned by `restore`.
           accuracy: validation accuracy at this step, or None if it was not measured.
+
+        Raises:
+          SaveError: this save could not start, or the one before it failed.
         """
+        self.wait()
         if step in self.steps:
             return
-        self._saving = self._checkpointer.save_checkpointables_async(
-            step,
-            {"params": params, "optimizer": optimizer},
-            force=True,
-            metrics=None if accuracy is None else {_METRIC: accuracy},
-            custom_metadata=record,
-        )
+        with self._told(step):
+            response = self._checkpointer.save_checkpointables_async(
+                step,
+                {"params": params, "optimizer": optimizer},
+                force=True,
+                metrics=None if accuracy is None else {_METRIC: accuracy},
+                custom_metadata=record,
+            )
+        self._saving = (step, response)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong with it."""
+        """Returns when the last save is on disk.
+
+        Raises:
+          SaveError: it is not.
+        """
         if self._saving is not None:
-            self._saving.result()
-            self._saving = None
+            (step, response), self._saving = self._saving, None
+            with self._told(step):
+                response.result()
+
+    @contextlib.contextmanager
+    def _told(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        # Orbax and TensorStore raise many classes, ValueError for a full disk among them.
+        except Exception as error:
+            # A failure in a thread comes back with the thread's call stack before it.
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            reason = lines[-1] if "Traceback" in str(error) else lines[0]
+            raise SaveError(
+                f"The checkpoint of step {step} could not be written to {self._folder} ({reason[:300]}): make room, or "
+                "mend the folder, and start the same command again; it goes on at the last checkpoint that was saved."
+            ) from error
 
     def record(self, step: int) -> dict[str, Any]:
         """The JSON record saved with a step."""

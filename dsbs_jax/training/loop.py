@@ -61,7 +61,12 @@ def train(config: TrainConfig, operative_config: str = "") -> Result:
     if finished := runs.finished_result(config):
         logger.info("%s is finished: its result stands in summary.json.", config.model_dir)
         return Result(**finished)
-    run = runs.start(config, operative_config)
+    with runs.reserved_folder(config.model_dir) as folder:
+        return _train(runs.start(config, folder, operative_config), started)
+
+
+def _train(run: runs.Run, started: float) -> Result:
+    config = run.config
     state, history = run.state, run.history
     with run.checkpoints, run.telemetry as telemetry, PreemptionSignal() as signal:
         step = int(state.step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -18,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dsbs_jax.data.batches import BatchPlan, prefetch
+from dsbs_jax.data.folders import held
 from dsbs_jax.data.prepare import ensure_store
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference.evaluation import Evaluation, Evaluator
@@ -141,17 +143,44 @@ def finished_result(config: TrainConfig) -> dict[str, Any] | None:
     return summary["result"]
 
 
-def start(config: TrainConfig, operative_config: str = "") -> Run:
+@contextlib.contextmanager
+def reserved_folder(model_dir: str) -> Iterator[pathlib.Path]:
+    """The run's folder, made where it is missing, for this run alone while the block runs.
+
+    Raises:
+      OSError: it cannot be written.
+      ValueError: another process trains in it.
+    """
+    folder = pathlib.Path(model_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(bytes(4096))
+        probe.unlink()
+    except OSError as error:
+        raise OSError(
+            f"Cannot write to the output folder {folder} ({error.strerror}): choose another MODEL_DIR."
+        ) from None
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            try:
+                stack.enter_context(held(folder / ".lock"))
+            except BlockingIOError:
+                raise ValueError(f"Another process trains in {folder}: choose another MODEL_DIR, or stop it.") from None
+        yield folder
+
+
+def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "") -> Run:
     """Builds a new run, or one that goes on from the newest checkpoint in its folder.
 
     Args:
       config: the run.
+      folder: of `reserved_folder`.
       operative_config: the gin configuration it came from, saved beside it; may be empty.
 
     Raises:
       ValueError, OSError: whatever is wrong, in a sentence.
     """
-    folder = _writable(pathlib.Path(config.model_dir))
     mesh = make_mesh(config.mesh)
     _check_evaluation_batch(config, mesh)
     vocabulary = config.data.vocabulary
@@ -274,19 +303,6 @@ def _check_same(config: TrainConfig, before: dict[str, Any], model_dir: str) -> 
             f"{model_dir} holds a run with another configuration, which cannot go on with this one: "
             f"{'; '.join(changed)}. Choose another model_dir, or the old values."
         )
-
-
-def _writable(folder: pathlib.Path) -> pathlib.Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"Cannot write to the output folder {folder} ({error.strerror}): choose another MODEL_DIR."
-        ) from None
-    return folder
 
 
 def _check_evaluation_batch(config: TrainConfig, mesh: Mesh) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from dsbs_jax.data import inspect
+from dsbs_jax.data.custom import CustomDataset
 from dsbs_jax.data.prepare import StoreRequest
 from dsbs_jax.data.vocabulary import Vocabulary
 from dsbs_jax.schema import make_method
@@ -56,6 +57,15 @@ def test_check_accounts_for_every_row(request_for):
     assert "train: 3 of 3 rows" in text
     assert "teacher's answer not read in full: 1 (no_marker)" in text
     assert "teacher's accuracy: 0.3333" in text
+
+
+def test_rationales_without_labels_have_no_accuracy(tmp_path):
+    rows = [{"text": "x", "label": "a", "why": "because"}] * 20
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    custom = CustomDataset("own", "rows.jsonl", input="{text}", label="{label}", rationale="{why}")
+    request = StoreRequest("own", VOCABULARY, data_dir=str(tmp_path), custom=custom)
+    assert json.loads(inspect.check(request, as_json=True))["train"]["teacher_accuracy"] is None
+    assert "accuracy" not in inspect.check(request)
 
 
 def test_check_refuses_what_is_no_dataset(request_for):

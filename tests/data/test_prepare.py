@@ -202,6 +202,13 @@ def test_a_workers_end_comes_back_in_one_sentence(request_, stub_worker, tmp_pat
     assert not list((tmp_path / "stores").glob("*/meta.json"))
 
 
+def test_a_folder_that_is_no_store_is_named(request_, stub_worker, tmp_path):
+    folder = ensure_store(request_, tmp_path / "stores")
+    (folder / "meta.json").unlink()
+    with pytest.raises(PrepareError, match=r"meta\.json is missing. Remove the folder"):
+        ensure_store(request_, tmp_path / "stores")
+
+
 def test_an_unwritable_root_is_one_sentence(request_, stub_worker, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(PrepareError, match=r"^Cannot write the token store in .* DSBS_STORE_DIR\.$"):

@@ -117,3 +117,17 @@ def test_hub_splits_may_have_other_names(tmp_path):
     assert len(source("train", None, source="hub").examples) == 3
     with pytest.raises(FileNotFoundError, match="has no split 'test'; it has train_r1"):
         source("test", None, source="hub")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a,b\n1,2\n1,2,3\n", r"rows\.csv, line 3: the row has more than the 2 fields"),
+        ("a,b\n1\n", r"rows\.csv, line 2: the row has fewer than the 2 fields"),
+        ('a,b\n"1" x,2\n', r"rows\.csv, line \d: this is not valid CSV"),
+    ],
+)
+def test_a_broken_csv_row_is_named(tmp_path, text, sentence):
+    (tmp_path / "rows.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=sentence):
+        list(read_file(tmp_path / "rows.csv"))

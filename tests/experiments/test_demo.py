@@ -28,6 +28,12 @@ def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
     assert "| 50% |" in process.stdout
     assert (folder / "report.md").read_text().strip() in process.stdout
     assert (folder / "accuracy.png").stat().st_size > 5000
+    # Every student can be used again, each with its own method and data.
+    for method in ("standard", "step_by_step"):
+        process = dsbs("eval", "--model_dir", folder / f"{method}-0.5-1")
+        assert process.returncode == 0, process.stderr
+        summary = json.loads((folder / f"{method}-0.5-1" / "summary.json").read_text())
+        assert json.loads(process.stdout)["accuracy"] == summary["result"]["test_accuracy"]
 
 
 @pytest.mark.slow

@@ -1,9 +1,5 @@
 """Randomly made torch models of odd shapes, and what transformers computes with them."""
 
-import dataclasses
-import pathlib
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -23,41 +19,10 @@ ODD_SHAPE = {
 VERSIONS = ("v1_0", "v1_1", "v1_1_tied")
 
 
-@dataclasses.dataclass(frozen=True)
-class TorchT5:
-    """A transformers model and the folder it was saved to."""
-
-    model: Any
-    folder: pathlib.Path
-
-
-def save_torch_model(version: str, folder: pathlib.Path, seed: int = 0, **overrides: Any) -> TorchT5:
-    """A random model: `v1_0` (ReLU, tied, scaled), `v1_1` (gated, own head) or `v1_1_tied` (gated, tied, unscaled)."""
-    torch = pytest.importorskip("torch", reason="parity needs the extra `parity` (torch, transformers)")
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(seed)
-    gated = version != "v1_0"
-    config = transformers.T5Config(
-        **(ODD_SHAPE | overrides),
-        feed_forward_proj="gated-gelu" if gated else "relu",
-        tie_word_embeddings=not gated,
-        decoder_start_token_id=0,
-    )
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    for name, parameter in model.named_parameters():
-        if "layer_norm" in name:
-            parameter.data.uniform_(0.5, 1.5)
-    if version == "v1_1":
-        # Transformers 5 makes every new T5 tied; published v1.1 weights have a matrix of their own.
-        model.lm_head.weight = torch.nn.Parameter(torch.randn(model.shared.weight.shape))
-    model.save_pretrained(folder)
-    return TorchT5(model, folder)
-
-
 @pytest.fixture(scope="session", params=VERSIONS)
-def torch_t5(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TorchT5:
+def torch_t5(request: pytest.FixtureRequest, save_torch_t5, tmp_path_factory: pytest.TempPathFactory):
     """One model per version."""
-    return save_torch_model(request.param, tmp_path_factory.mktemp(request.param))
+    return save_torch_t5(request.param, tmp_path_factory.mktemp(request.param), **ODD_SHAPE)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,8 @@
 """Checkpoints: newest and best are kept, both come back bit for bit, half-written ones are never seen."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,3 +60,29 @@ def test_weights_of_another_shape_are_refused(tmp_path):
     sentence = r"another model's weights: scale \(saved \(5,\), the model has \(7,\)\)"
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=sentence):
         checkpoints.restore(1, wrong)
+
+
+def test_a_disk_that_fills_during_a_save_is_told_in_one_sentence(tmp_path):
+    # A limit on the size of files, in a process of its own, which no later test shares.
+    script = """
+import resource, sys
+import jax
+from dsbs_jax.training.checkpoints import Checkpoints, SaveError
+small, large = jax.numpy.ones(3), jax.random.normal(jax.random.key(0), (300, 300))
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    with Checkpoints(sys.argv[1]) as checkpoints:
+        checkpoints.save(1, small, small, {}, None)
+        checkpoints.save(2, large, large, {}, None)
+except SaveError as error:
+    print(error)
+print(Checkpoints(sys.argv[1]).steps)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=200, check=True
+    )
+    sentence, steps = process.stdout.splitlines()
+    assert sentence.startswith(f"The checkpoint of step 2 could not be written to {tmp_path} (")
+    assert "File too large" in sentence
+    assert steps == "[1]"
+    assert "Traceback" not in process.stderr

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 
 import numpy as np
 import pytest
+
+from dsbs_jax.data.folders import held
 
 # A student so small that compiling it is what takes the time.
 RUN = (
@@ -147,7 +150,8 @@ def assert_same_run(dsbs, folder: pathlib.Path, finished: pathlib.Path) -> None:
     assert steps[-1] == 24
 
 
-@pytest.mark.parametrize("after_step", [6, pytest.param(14, marks=pytest.mark.slow)])
+# Step 8 is evaluated and saved as soon as it is logged: killed there, a run dies in either.
+@pytest.mark.parametrize("after_step", [6, *(pytest.param(step, marks=pytest.mark.slow) for step in (8, 14))])
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights_bit_for_bit(
     dsbs, environment, finished, tmp_path, after_step
 ):
@@ -164,6 +168,34 @@ def test_sigterm_saves_then_exits_and_the_run_goes_on(dsbs, environment, finishe
     assert steps
     assert steps[-1] >= 4
     assert_same_run(dsbs, tmp_path / "run", finished)
+
+
+def test_a_run_killed_between_its_last_evaluation_and_its_summary_ends_as_it_would_have(dsbs, finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    for name in ("summary.json", "predictions_test.jsonl", "predictions_validation.jsonl"):
+        (folder / name).unlink()
+    process = dsbs(*RUN, "--model_dir", folder)
+    assert process.returncode == 0, process.stderr
+    ours, theirs = (json.loads((f / "summary.json").read_text())["result"] for f in (folder, finished))
+    assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+    for name in ("predictions_test.jsonl", "predictions_validation.jsonl"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_early_stop_ends_a_run_that_gets_no_better_and_stays_ended(dsbs, tmp_path):
+    # A student that does not learn: the first evaluation is the best, two more end the run.
+    still = ("--gin.LEARNING_RATE=0.0", "--gin.EARLY_STOP=2", "--gin.EVAL_PERIOD=4", "--gin.DROPOUT_RATE=0.0")
+    process = dsbs(*RUN, "--model_dir", tmp_path / "run", *still)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    assert (result["selected_step"], result["steps"]) == (4, 12)
+    assert "No better validation accuracy for 2 evaluations" in process.stderr
+    # Killed before its summary, it has no step left to do either.
+    (tmp_path / "run" / "summary.json").unlink()
+    again = json.loads(dsbs(*RUN, "--model_dir", tmp_path / "run", *still).stdout)
+    assert again | {"seconds": 0} == result | {"seconds": 0}
+    assert max(line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")) == 12
 
 
 @pytest.mark.slow
@@ -245,6 +277,42 @@ def test_what_cannot_work_is_refused_in_a_sentence_before_training(dsbs, tmp_pat
     assert sentence in process.stderr.splitlines()[-1]
     assert "Traceback" not in process.stderr
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_two_runs_in_one_folder_are_refused(dsbs, finished, tmp_path):
+    # As a training process holds it; a lock does not let in another process, of whichever user.
+    (tmp_path / "run").mkdir()
+    with held(tmp_path / "run" / ".lock"):
+        process = dsbs(*RUN, "--model_dir", tmp_path / "run")
+    assert process.returncode == 1
+    assert "Another process trains in" in process.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_published_weights_are_where_a_run_starts(dsbs, finished, save_torch_t5, tmp_path):
+    """`INITIAL_CHECKPOINT_PATH` with real safetensors from transformers; with the wrong size it is refused."""
+    ours = json.loads((finished / "summary.json").read_text())["config"]["model"]
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+    theirs = save_torch_t5("v1_1", tmp_path / "weights", **{name: ours[name] for name in names})
+    path = f"--gin.INITIAL_CHECKPOINT_PATH='{theirs.folder}'"
+    start = (path, "--gin.LEARNING_RATE=0.0", "--gin.TRAIN_STEPS=1")
+    process = dsbs(*RUN, "--model_dir", tmp_path / "run", *start)
+    assert process.returncode == 0, process.stderr
+    embedding = weights(tmp_path / "run", 1)["['params']['embedding']"]
+    np.testing.assert_array_equal(embedding, theirs.model.shared.weight.detach().numpy())
+
+    process = dsbs(*RUN, "--model_dir", tmp_path / "other", *start, "--gin.T5Config.d_ff=32")
+    assert process.returncode == 1
+    assert "[16, 16], the model's is [16, 32]" in process.stderr.splitlines()[-1]
+    assert str(theirs.folder) in process.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_over_long_inputs_are_cut_and_counted(dsbs, tmp_path):
+    process = dsbs(*RUN, "--model_dir", tmp_path / "run", "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 32}")
+    assert process.returncode == 0, process.stderr
+    counts = json.loads((tmp_path / "run" / "summary.json").read_text())["data"]["rows"]
+    assert any("truncated" in name and count > 0 for name, count in counts["train"].items()), counts
 
 
 def test_an_output_folder_that_cannot_be_written_is_refused(dsbs, tmp_path):
