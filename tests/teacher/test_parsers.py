@@ -1,5 +1,7 @@
 """Reading teachers' answers: the reference's rules, its real answers, and any text at all."""
 
+import dataclasses
+import json
 import re
 import time
 
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from dsbs_jax.schema import TeacherOutput
 from dsbs_jax.teacher.answers import read_answers
-from dsbs_jax.teacher.parsers import PARSERS, MarkerParser
+from dsbs_jax.teacher.parsers import PARSERS, MarkerParser, RegexParser, parser_from_json
 
 NLI = ("entailment", "neutral", "contradiction")
 
@@ -32,9 +34,10 @@ def test_esnli_ends_at_the_next_premise_even_where_it_is_cut_off():
     assert PARSERS["esnli"]("r\nAnswer: entailment\n\nPre").label == "entailment"
 
 
-def test_anli1_takes_the_rest_without_its_full_stop():
-    answer = "It says so. So the answer is entailment.\n\nPremise: Another"
-    assert PARSERS["anli1"](answer) == TeacherOutput("It says so.", "entailment")
+def test_anli1_ends_at_the_next_premise_too():
+    for rest in ("", "\n\nPremise: Another", "\n\nPre"):
+        answer = "It says so. So the answer is entailment." + rest
+        assert PARSERS["anli1"](answer) == TeacherOutput("It says so.", "entailment")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,7 @@ PIECES = st.sampled_from(
     (
         *("So the answer is", "The answer is", "Answer:", "Answer: ", "Q:", "Premise", "Premise:", "Pre"),
         *("(a)", "(b)", "(", ")", ".", " ", "\n", "\n\n", "\x0b", "\u2028", "é", " + ", "3", "dog", *NLI),
+        *("**", "A:", "Reasoning:", "so the answer is", "answer: ", '"', "`"),
     )
 )
 ANSWERS = st.lists(PIECES, max_size=14).map("".join) | st.text(max_size=60)
@@ -110,7 +114,8 @@ def test_where_the_reference_reads_a_valid_label_so_does_ours(dataset, answer):
         "esnli": expected in NLI,
         "anli1": expected in NLI,
     }
-    if valid[dataset]:
+    # Bold marks are no part of the reference's rules; PaLM writes none.
+    if valid[dataset] and "**" not in answer:
         assert PARSERS[dataset](answer).label == expected
 
 
@@ -158,3 +163,113 @@ def test_palms_answers(shared_data, dataset, split, labels, rationales, failures
         expected = reference_label(dataset, answer)
         if expected is not None and (dataset != "esnli" or expected in NLI):
             assert output.label == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "answer", "expected"),
+    [
+        # Habits of chat-tuned and of reasoning models.
+        ("cqa", "A: It floats. So the answer is (b) boat.", TeacherOutput("It floats.", "boat")),
+        ("cqa", "It floats. **So the answer is (b) boat.**", TeacherOutput("It floats.", "boat")),
+        ("cqa", "It floats. **So the answer is** (b) **boat**.", TeacherOutput("It floats.", "boat")),
+        ("cqa", "It floats. So the answer is: (b) boat", TeacherOutput("It floats.", "boat")),
+        ("cqa", "It floats, so the answer is (b) boat.", TeacherOutput("It floats,", "boat")),
+        (
+            "cqa",
+            "<think>So the answer is (a) car. Q: no?</think>\n\nIt floats. So the answer is (b) boat.",
+            TeacherOutput("It floats.", "boat"),
+        ),
+        # A server may take the first tag away.
+        ("cqa", "Hm, a car?\n</think>\nIt floats. So the answer is (b) boat.", TeacherOutput("It floats.", "boat")),
+        ("cqa", "<thinking>Hm</thinking>It floats. So the answer is (b) boat.", TeacherOutput("It floats.", "boat")),
+        ("cqa", "<think>It floats. So the answer is (b) boat.", TeacherOutput(None, None, "unfinished_thinking")),
+        ("cqa", "<think>Hm</think> \n", TeacherOutput(None, None, "empty_answer")),
+        ("svamp", "3 * **4** are 12. **The answer is (3 * 4).**", TeacherOutput("3 * 4 are 12.", "(3 * 4)")),
+        ("svamp", "So 8. The answer is (2 ** 3).", TeacherOutput("So 8.", "(2 ** 3)")),
+        ("svamp", "So 8. The answer is (2**3).", TeacherOutput("So 8.", "(2**3)")),
+        ("esnli", "They run.\n\nAnswer: **entailment**", TeacherOutput("They run.", "entailment")),
+        ("esnli", "**Reasoning:** They run.\n**Answer:** entailment.", TeacherOutput("They run.", "entailment")),
+        ("esnli", 'Reasoning: They run.\nAnswer: "neutral".', TeacherOutput("They run.", "neutral")),
+        ("esnli", "They run.\nANSWER: `neutral`", TeacherOutput("They run.", "neutral")),
+        ("esnli", "They run.\nAnswer: neutral\n\nDo you have another?", TeacherOutput("They run.", "neutral")),
+        ("anli1", "It says so. So the answer is: neutral.\n\nPre", TeacherOutput("It says so.", "neutral")),
+        ("anli1", "It says so. So the answer is “neutral”", TeacherOutput("It says so.", "neutral")),
+    ],
+)
+def test_habits_of_chat_models_are_repaired(dataset, answer, expected):
+    assert PARSERS[dataset](answer) == expected
+
+
+LABEL_LINE = r"(?s)^(?P<rationale>.*?)\s*(?:####|Label:)\s*(?P<label>[^\n]+)"
+
+
+@pytest.fixture
+def regex_parser():
+    pytest.importorskip("re2", reason="RegexParser needs google-re2")
+    return RegexParser
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("3 and 4\nare 7.\n#### 7\nQ: more", TeacherOutput("3 and 4\nare 7.", "7")),
+        ("Été. Label: **é** ", TeacherOutput("Été.", "é")),
+        ("<think>#### 8</think>So. #### 7", TeacherOutput("So.", "7")),
+        ("", TeacherOutput(None, None, "empty_answer")),
+        ("no label", TeacherOutput(None, None, "no_match")),
+        ("#### 7", TeacherOutput(None, "7", "no_rationale")),
+        ("So. ####  \n 7", TeacherOutput("So.", "7")),
+        ("Why. Q: So. #### 7", TeacherOutput(None, None, "no_match")),
+        ("\ud800 #### \ud800", TeacherOutput("?", "?")),
+    ],
+)
+def test_a_regular_expression_reads_answers(regex_parser, answer, expected):
+    assert regex_parser(LABEL_LINE, stop="Q:")(answer) == expected
+
+
+def test_a_group_that_takes_no_part_reads_nothing(regex_parser):
+    parse = regex_parser(r"(?P<rationale>\w+)(?: = (?P<label>\w+))?")
+    assert parse("a = b") == TeacherOutput("a", "b")
+    assert parse("a") == TeacherOutput("a", None, "no_label")
+
+
+@given(st.text() | ANSWERS)
+def test_any_text_gives_a_result_with_a_regular_expression(answer):
+    pytest.importorskip("re2", reason="RegexParser needs google-re2")
+    output = RegexParser(LABEL_LINE)(answer)
+    assert (output.failure is None) == (output.rationale is not None and output.label is not None)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("(?P<label>a)", "has no group rationale; write"),
+        ("(?P<label>a)(?P<rationale>b", "is not one of RE2 .*missing"),
+        (r"(?P<label>a)(?=x)(?P<rationale>b)", "which knows neither look-around"),
+    ],
+)
+def test_patterns_that_cannot_work_are_refused(regex_parser, pattern, message):
+    with pytest.raises(ValueError, match=message):
+        regex_parser(pattern)
+
+
+def test_an_evil_pattern_takes_linear_time(regex_parser):
+    # Python's re would not come back from 30 of these letters.
+    parse = regex_parser(r"(?P<rationale>(x+x+)+)y(?P<label>z)")
+    start = time.perf_counter()
+    assert parse("x" * 1_000_000).failure == "no_match"
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.parametrize("unit", ["**", " **a", "**a**", "<think>", "</think>", "**a*", "***", "so the answer is", "`"])
+@pytest.mark.parametrize("dataset", ["cqa", "esnli"])
+def test_repairs_take_linear_time(dataset, unit):
+    # As above: the bound tells linear (some 0.1 s) from quadratic (hours).
+    start = time.perf_counter()
+    PARSERS[dataset](unit * (1_000_000 // len(unit)) + " Answer: " + unit)
+    assert time.perf_counter() - start < 10
+
+
+def test_parsers_survive_a_trip_through_json(regex_parser):
+    for parser in (*PARSERS.values(), regex_parser(LABEL_LINE, stop="Q:")):
+        assert parser_from_json(json.loads(json.dumps(dataclasses.asdict(parser)))) == parser
