@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from dsbs_jax.data import packing
-from dsbs_jax.data.order import ExampleOrder, choose_rows
+from dsbs_jax.data.order import ExampleOrder, check_fraction, choose_rows
 from dsbs_jax.data.store import Split
 from dsbs_jax.schema import RationalePolicy
 
@@ -93,8 +93,7 @@ class BatchPlan:
         Raises:
           ValueError: no rows are left, a row misses a pair under `error`, or `row_lengths` is too short.
         """
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction is {fraction}; it must lie in (0, 1]: 0.125 is 12.5 %.")
+        check_fraction(fraction)
         for name, value in (
             ("batch_size", batch_size),
             ("steps", steps),

@@ -25,6 +25,12 @@ _PATTERN_SLOTS = 4096
 _NAMED_ROWS = 5
 
 
+def check_fraction(fraction: float) -> None:
+    """Raises `ValueError` for what is no share of the rows."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction}; it must lie in (0, 1]: 0.125 is 12.5 %.")
+
+
 def choose_rows(
     split: Split, exists: np.ndarray, fraction: float, fraction_seed: int, policy: RationalePolicy
 ) -> tuple[list[np.ndarray], dict[str, Any]]:

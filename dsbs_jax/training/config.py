@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from dsbs_jax import schema
+from dsbs_jax.data.order import check_fraction
 from dsbs_jax.data.prepare import StoreRequest
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.sharding.mesh import MeshConfig
@@ -97,8 +98,7 @@ class TrainConfig:
         for name in ("fraction", "label_smoothing", "z_loss"):
             if not isinstance(getattr(self, name), int | float):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number.")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}; it must lie in (0, 1]: 0.125 is 12.5 %.")
+        check_fraction(self.fraction)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1).")
         if self.rationale_policy not in ("label_only", "drop", "error"):

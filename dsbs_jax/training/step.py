@@ -60,6 +60,12 @@ def abstract_params(model: nn.Module) -> Any:
     return jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
 
 
+def placed_params(model: nn.Module, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
+    """The shape, dtype and sharding of every parameter, as `jax.ShapeDtypeStruct`; nothing is computed."""
+    boxed = abstract_params(model)
+    return jax.tree.map(_place, nn.meta.unbox(boxed), param_shardings(boxed, mesh, rules))
+
+
 def init_params(model: nn.Module, seed: int, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
     """New parameters, made where they are to lie: no device ever holds all of them.
 
@@ -79,21 +85,17 @@ def abstract_state(
 
     What the optimiser keeps in a parameter's shape is split as that parameter.
     """
-    boxed = abstract_params(model)
-    shapes, shardings = nn.meta.unbox(boxed), param_shardings(boxed, mesh, rules)
+    params = placed_params(model, mesh, rules)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, params)
     whole = NamedSharding(mesh, PartitionSpec())
-    opt_state = jax.eval_shape(optimizer.init, shapes)
+    opt_state = jax.eval_shape(optimizer.init, params)
     rng = jax.eval_shape(lambda: jax.random.key_data(_keys(jnp.uint32(0))[1]))
-
-    def place(array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Any:
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
     return TrainState(
-        step=place(jax.ShapeDtypeStruct((), jnp.int32), whole),
-        params=jax.tree.map(place, shapes, shardings),
-        opt_state=jax.tree.map(place, opt_state, shardings_like_params(opt_state, shapes, shardings, whole)),
-        rng=place(rng, whole),
-        healthy=place(jax.ShapeDtypeStruct((), jnp.bool_), whole),
+        step=_place(jax.ShapeDtypeStruct((), jnp.int32), whole),
+        params=params,
+        opt_state=jax.tree.map(_place, opt_state, shardings_like_params(opt_state, params, shardings, whole)),
+        rng=_place(rng, whole),
+        healthy=_place(jax.ShapeDtypeStruct((), jnp.bool_), whole),
     )
 
 
@@ -255,6 +257,10 @@ def make_train_step(
 
 def _shardings(state: TrainState) -> TrainState:
     return jax.tree.map(lambda array: array.sharding, state)
+
+
+def _place(array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Any:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
 
 def _init_boxed(model: nn.Module, key: jax.Array) -> Any:

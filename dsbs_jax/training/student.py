@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from dsbs_jax.data.prepare import ensure_store
@@ -17,10 +16,9 @@ from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference import evaluation
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.mesh import make_mesh
-from dsbs_jax.sharding.rules import param_shardings
 from dsbs_jax.training.checkpoints import Checkpoints
 from dsbs_jax.training.config import TrainConfig
-from dsbs_jax.training.step import abstract_params
+from dsbs_jax.training.step import placed_params
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +87,6 @@ def load_student(config: TrainConfig, step: str = "best") -> Student:
     if not folder.is_dir():
         raise FileNotFoundError(f"{config.model_dir} has no checkpoints: is it the folder of a run?")
     mesh = make_mesh(config.mesh)
-    boxed = abstract_params(T5(config.model))
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.tree.map(lambda box: box.value, boxed, is_leaf=lambda x: hasattr(x, "names")),
-        param_shardings(boxed, mesh),
-    )
     with Checkpoints(folder, writer=False) as checkpoints:
         number = _number(checkpoints, step, config.model_dir)
         record = checkpoints.record(number)
@@ -103,7 +95,7 @@ def load_student(config: TrainConfig, step: str = "best") -> Student:
                 f"{config.model_dir} was trained with another vocabulary than {config.data.vocabulary.path}: name its "
                 "own with VOCABULARY."
             )
-        params = checkpoints.restore(number, abstract).params
+        params = checkpoints.restore(number, placed_params(T5(config.model), mesh)).params
     logger.info("Weights of step %d.", number)
     return Student(config, number, params, mesh, record["decode_length"])
 
