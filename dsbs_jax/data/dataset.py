@@ -207,7 +207,7 @@ class Dataset:
         """The rows with the teacher's answers, which lie in the order of the rows of the whole source split."""
         if teacher is None:
             return [dataclasses.replace(e, teacher=None) if e.teacher else e for e in rows.examples]
-        examples = [self._with_teacher(e, e.teacher) if e.teacher else e for e in rows.examples]
+        examples = [self.with_teacher(e, e.teacher) if e.teacher else e for e in rows.examples]
         if self.parse is None or rows.folder is None:
             return examples
         if not answer_files(rows.folder, teacher, rows.answers_split):
@@ -228,11 +228,11 @@ class Dataset:
                 f"({files}); there must be one answer for each row, in the same order."
             )
         return [
-            self._with_teacher(example, self.parse(answer)) for example, answer in zip(examples, answers, strict=True)
+            self.with_teacher(example, self.parse(answer)) for example, answer in zip(examples, answers, strict=True)
         ]
 
-    def _with_teacher(self, example: Example, output: TeacherOutput) -> Example:
-        """The example with a teacher's output, whose label is checked against the label set."""
+    def with_teacher(self, example: Example, output: TeacherOutput) -> Example:
+        """The example with a teacher's output: its label as the label set spells it, or none if outside of it."""
         if output.label is not None:
             label = self._fit(output.label, example)
             if label is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 # The reference's file names: validation is `valid` there.
@@ -42,7 +43,7 @@ def read_answers(folder: Path, teacher: str, split: str) -> list[str]:
     """The answers of `answer_files`, concatenated.
 
     Raises:
-      ValueError: for a file that is not a JSON list of strings, or a numbered file that is missing between others.
+      ValueError: for a numbered file that is missing between others, and see `read_answer_files`.
     """
     files = answer_files(folder, teacher, split)
     numbers = [int(match[1]) for path in files if (match := re.search(r"_CoT_(\d+)\.json$", path.name))]
@@ -51,6 +52,15 @@ def read_answers(folder: Path, teacher: str, split: str) -> list[str]:
             f"{files[0].parent}: the answer file {files[0].name.rsplit('_', 1)[0]}_{missing[0]}.json is missing; "
             f"numbered files must run from 0 without a gap."
         )
+    return read_answer_files(files)
+
+
+def read_answer_files(files: Sequence[Path]) -> list[str]:
+    """The answers of some files, concatenated.
+
+    Raises:
+      ValueError: for a file that is not a JSON list of strings.
+    """
     answers: list[str] = []
     for path in files:
         try:
