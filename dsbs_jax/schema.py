@@ -25,11 +25,13 @@ class TeacherOutput:
       rationale: the chain of thought, or None where the answer holds none.
       label: the teacher's label, or None where the answer holds none.
       failure: the reason code of a parse that failed (wholly or in part), or None.
+      agreement: how many of the teacher's samples of this row have the label; 1 where there was one.
     """
 
     rationale: str | None
     label: str | None
     failure: str | None = None
+    agreement: int = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

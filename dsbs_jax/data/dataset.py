@@ -17,7 +17,10 @@ import numpy as np
 
 from dsbs_jax.metrics import equation
 from dsbs_jax.schema import Example, TeacherOutput
+from dsbs_jax.teacher.agreement import same_label
 from dsbs_jax.teacher.answers import answer_files, read_answers
+from dsbs_jax.teacher.filters import Filter
+from dsbs_jax.teacher.labelled import labelled_file, output_of, read_labelled
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_TEACHER = "llm"
@@ -145,6 +148,7 @@ class Dataset:
         data_dir: str | Path | None = None,
         *,
         teacher: str | None = DEFAULT_TEACHER,
+        teacher_filter: Filter | None = None,
         holdout_seed: int = 0,
     ) -> LoadedSplit:
         """The examples of a split, with the teacher's outputs joined and every row accounted for.
@@ -152,7 +156,9 @@ class Dataset:
         Args:
           split: `train`, `validation` or `test`.
           data_dir: the folder that holds one folder per dataset.
-          teacher: the name of the folder with the teacher's answers, or None for no teacher.
+          teacher: the name of the folder with the teacher's answers, in the dataset's folder; or the path of a folder
+            that `dsbs label` wrote; or None for no teacher.
+          teacher_filter: which rows of train are kept for what the teacher said of them; None for all.
           holdout_seed: which rows of train become the validation split where the source has none. (A missing test
             split is held out with seed 0 always: which rows test a student must not depend on a run's seed.)
 
@@ -176,7 +182,27 @@ class Dataset:
             skipped.update(rows.extra.skipped)
             extra = self._join(rows.extra, teacher, required=False)
             examples = examples + [dataclasses.replace(example, label=None) for example in extra]
+        if split == "train" and teacher_filter is not None:
+            examples = self._filtered(examples, teacher_filter, skipped)
         return _account(examples, skipped, keep=_trainable if split == "train" else _has_gold)
+
+    def source_rows(self, split: str, data_dir: str | Path | None = None) -> list[Example]:
+        """The rows of a split as its source holds them, extra inputs included: what a teacher is asked.
+
+        Raises:
+          FileNotFoundError, ValueError: see `load`; also for a split that the source lacks.
+        """
+        if split not in self.source_splits:
+            raise ValueError(
+                f"Dataset {self.name!r} has no split {split!r} of its own (its splits are "
+                f"{', '.join(self.source_splits)}); where it is held out of train, label train."
+            )
+        rows = self.read(split, data_dir, **dict(self.arguments))
+        if not rows.examples:
+            raise ValueError(f"Dataset {self.name!r}: the split {split!r} in {rows.where} has no rows.")
+        self._check_gold(rows)
+        extra = [dataclasses.replace(example, label=None) for example in (rows.extra.examples if rows.extra else ())]
+        return [dataclasses.replace(example, teacher=None) for example in (*rows.examples, *extra)]
 
     def examples(self, split: str, data_dir: str | Path | None = None, **options) -> list[Example]:
         """`load(...)` without the counts."""
@@ -207,6 +233,8 @@ class Dataset:
         """The rows with the teacher's answers, which lie in the order of the rows of the whole source split."""
         if teacher is None:
             return [dataclasses.replace(e, teacher=None) if e.teacher else e for e in rows.examples]
+        if (path := find_labelled(rows.folder, teacher, rows.answers_split)) is not None:
+            return self._with_labelled(rows, path, required)
         examples = [self.with_teacher(e, e.teacher) if e.teacher else e for e in rows.examples]
         if self.parse is None or rows.folder is None:
             return examples
@@ -231,12 +259,43 @@ class Dataset:
             self.with_teacher(example, self.parse(answer)) for example, answer in zip(examples, answers, strict=True)
         ]
 
+    def _with_labelled(self, rows: Rows, path: Path, required: bool) -> list[Example]:
+        """The rows with the outputs of a labelled folder, by id; a row that nobody labelled keeps none."""
+        labelled = {row["id"]: row for row in read_labelled(path)}
+        examples = []
+        for example in rows.examples:
+            row = labelled.get(example.id)
+            if row is not None and row["input"] != example.input:
+                raise ValueError(
+                    f"{path}, row {example.id}: the input {row['input'][:60]!r} is not that of {rows.where}, "
+                    f"{example.input[:60]!r}: another dataset was labelled, or with other arguments."
+                )
+            example = dataclasses.replace(example, teacher=None)
+            examples.append(example if row is None else self.with_teacher(example, output_of(row)))
+        if required and not any(example.teacher for example in examples):
+            raise ValueError(f"{path} holds none of the rows of {rows.where}; name a folder that labelled them.")
+        return examples
+
+    def _filtered(
+        self, examples: list[Example], teacher_filter: Filter, skipped: collections.Counter[str]
+    ) -> list[Example]:
+        same, kept = same_label(self.metric), []
+        for example in examples:
+            teacher = example.teacher or TeacherOutput(None, None, agreement=0)
+            row = {"label": example.label, "teacher_label": teacher.label, "rationale": teacher.rationale}
+            reason = teacher_filter.reason(row | {"agreement": teacher.agreement}, same)
+            if reason is None:
+                kept.append(example)
+            else:
+                skipped[f"teacher filter: {reason}"] += 1
+        return kept
+
     def with_teacher(self, example: Example, output: TeacherOutput) -> Example:
         """The example with a teacher's output: its label as the label set spells it, or none if outside of it."""
         if output.label is not None:
             label = self._fit(output.label, example)
             if label is None:
-                output = TeacherOutput(output.rationale, None, output.failure or LABEL_OUTSIDE_SET)
+                output = dataclasses.replace(output, label=None, failure=output.failure or LABEL_OUTSIDE_SET)
             elif label != output.label:
                 output = dataclasses.replace(output, label=label)
         return example if output is example.teacher else dataclasses.replace(example, teacher=output)
@@ -255,6 +314,19 @@ class Dataset:
             parts[split] = [example for i, example in enumerate(examples) if i in taken]
             examples = [example for i, example in enumerate(examples) if i not in taken]
         return {**parts, "train": examples}
+
+
+def find_labelled(folder: Path | None, teacher: str, split: str) -> Path | None:
+    """The labelled rows of a split, or None: `teacher` is a folder of `dsbs label`, or names one in the dataset's.
+
+    Raises:
+      FileNotFoundError: `teacher` is a path, and no folder is there.
+    """
+    if folder is not None and (path := labelled_file(folder / teacher, split)) is not None:
+        return path
+    if "/" in teacher and not Path(teacher).is_dir():
+        raise FileNotFoundError(f"There is no folder {teacher} of a teacher; `dsbs label` names the folder it writes.")
+    return labelled_file(Path(teacher), split) if Path(teacher).is_dir() else None
 
 
 def _trainable(example: Example) -> str | None:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from dsbs_jax.data.dataset import SPLITS, Dataset, LoadedSplit
+from dsbs_jax.data.find import require_dataset
 from dsbs_jax.data.prepare import StoreRequest
-from dsbs_jax.data.prepare_worker import find_dataset, tokenise
+from dsbs_jax.data.prepare_worker import tokenise
 from dsbs_jax.data.vocabulary import EOS_ID, EOS_TEXT
 from dsbs_jax.metrics.accuracy import score
 from dsbs_jax.schema import Example
@@ -45,7 +46,7 @@ def show(request: StoreRequest, split: str = "train", n: int = 3) -> str:
     """
     if n < 1:
         raise ValueError(f"n is {n}; it must be at least 1.")
-    dataset = _require_dataset(request)
+    dataset = _dataset(request)
     examples = _load(dataset, request, split).examples[:n]
     pairs = [tokenise(task, split, examples, request, collections.Counter()) for task in request.tasks]
     lines = []
@@ -74,7 +75,7 @@ def check(request: StoreRequest, as_json: bool = False) -> str:
     Raises:
       OSError, ValueError: for files or rows that are missing or wrong.
     """
-    dataset = _require_dataset(request)
+    dataset = _dataset(request)
     report = {split: describe(dataset, _load(dataset, request, split), request) for split in SPLITS}
     if as_json:
         return json.dumps(report, indent=1, ensure_ascii=False)
@@ -108,16 +109,18 @@ def describe(dataset: Dataset, loaded: LoadedSplit, request: StoreRequest) -> di
     }
 
 
-def _require_dataset(request: StoreRequest) -> Dataset:
-    dataset = find_dataset(request)
-    if dataset is None:
-        known = ", ".join(sorted(importlib.import_module("dsbs_jax.tasks").DATASETS))
-        raise ValueError(f"There is no dataset {request.name!r} to look at; datasets are {known}.")
-    return dataset
+def _dataset(request: StoreRequest) -> Dataset:
+    return require_dataset(request.name, request.module, request.custom, request.dataset_arguments)
 
 
 def _load(dataset: Dataset, request: StoreRequest, split: str) -> LoadedSplit:
-    return dataset.load(split, request.data_dir, teacher=request.teacher, holdout_seed=request.holdout_seed)
+    return dataset.load(
+        split,
+        request.data_dir,
+        teacher=request.teacher,
+        teacher_filter=request.teacher_filter,
+        holdout_seed=request.holdout_seed,
+    )
 
 
 def _fields(example: Example) -> list[str]:

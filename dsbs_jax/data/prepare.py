@@ -20,14 +20,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from dsbs_jax.data.custom import CustomDataset
+from dsbs_jax.data.dataset import SPLITS
+from dsbs_jax.data.find import OWN_TASKS, own_name
 from dsbs_jax.data.store import STORE_VERSION
 from dsbs_jax.data.vocabulary import Vocabulary
 from dsbs_jax.schema import LabelSource, Method, TaskFormat
+from dsbs_jax.teacher.filters import Filter
+from dsbs_jax.teacher.labelled import labelled_file
 
 logger = logging.getLogger(__name__)
 
 WORKER = "dsbs_jax.data.prepare_worker"
-OWN_TASKS = "dsbs_jax.tasks"
 # Lines of the worker's standard error that begin so are for people; the rest is TensorFlow's chatter.
 PROGRESS = "prepare: "
 # The modules of this package that decide what stands in a row.
@@ -35,13 +38,18 @@ _SOURCES = (
     "schema.py",
     "data/custom.py",
     "data/dataset.py",
+    "data/find.py",
     "data/prepare_worker.py",
     "data/seqio_tasks.py",
     "data/sources.py",
     "data/store.py",
     "data/vocabulary.py",
+    "metrics/accuracy.py",
     "metrics/equation.py",
+    "teacher/agreement.py",
     "teacher/answers.py",
+    "teacher/filters.py",
+    "teacher/labelled.py",
     "teacher/parsers.py",
 )
 
@@ -65,7 +73,8 @@ class StoreRequest:
       module: the Python module whose import registers `name`.
       custom: a dataset described by files and columns instead of a module.
       dataset_arguments: (name, value) pairs for the dataset's reader.
-      teacher: the folder of the teacher's answers inside the dataset's; None for no teacher.
+      teacher: the folder of the teacher's answers inside the dataset's, or a folder of `dsbs label`; None for none.
+      teacher_filter: which rows of train are kept for what the teacher said of them; None for all.
       holdout_seed: which rows of train become the validation split where there is none.
     """
 
@@ -79,14 +88,14 @@ class StoreRequest:
     custom: CustomDataset | None = None
     dataset_arguments: tuple[tuple[str, int | float | str], ...] = ()
     teacher: str | None = "llm"
+    teacher_filter: Filter | None = None
     holdout_seed: int = 0
 
     def __post_init__(self) -> None:
         if self.custom is not None:
             object.__setattr__(self, "name", self.custom.name)
         elif self.module == OWN_TASKS:
-            # The mixture's name in SeqIO's registry means the dataset.
-            object.__setattr__(self, "name", self.name.removeprefix("dsbs_"))
+            object.__setattr__(self, "name", own_name(self.name))
         if len(self.feature_lengths) != 2 or min(self.feature_lengths) < 2:
             raise ValueError(
                 f"feature_lengths is {self.feature_lengths}; it must be (inputs, targets), each at least 2 tokens."
@@ -103,7 +112,7 @@ class StoreRequest:
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> StoreRequest:
         """The inverse of `to_json`."""
-        custom = fields["custom"]
+        custom, teacher_filter = fields["custom"], fields["teacher_filter"]
         return cls(
             **fields
             | {
@@ -112,6 +121,7 @@ class StoreRequest:
                 "feature_lengths": tuple(fields["feature_lengths"]),
                 "dataset_arguments": tuple((name, value) for name, value in fields["dataset_arguments"]),
                 "custom": None if custom is None else CustomDataset.from_json(custom),
+                "teacher_filter": None if teacher_filter is None else Filter(**teacher_filter),
             }
         )
 
@@ -142,6 +152,9 @@ class StoreRequest:
             for path in self.custom.input_files(self.data_dir, self.teacher):
                 yield path.name, path
             named = [self.custom.train, self.custom.validation, self.custom.test]
+        if self.teacher and (folder := pathlib.Path(self.teacher)).is_dir():
+            labelled = (labelled_file(folder, split) for split in SPLITS)
+            yield from ((path.name, path) for path in labelled if path is not None)
         for name in {name.removeprefix("disk:") for name in named if name}:
             if self.data_dir is not None or os.path.isabs(name):
                 yield from _below(pathlib.Path(self.data_dir or "", name), name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import difflib
-import importlib
 import logging
 import os
 import sys
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsbs_jax.data.dataset import SPLITS, Dataset, LoadedSplit
-from dsbs_jax.data.prepare import OWN_TASKS, PROGRESS, StoreRequest, read_job
+from dsbs_jax.data.find import OWN_TASKS, find_dataset
+from dsbs_jax.data.prepare import PROGRESS, StoreRequest, read_job
 from dsbs_jax.data.store import Pair, StoreMeta, StoreWriter, Stream
 from dsbs_jax.data.vocabulary import EOS_ID
 from dsbs_jax.schema import Example, TaskFormat
@@ -77,27 +77,10 @@ def prepare(request: StoreRequest, root: Path, key: str) -> Path:
     Raises:
       OSError, ValueError: in one sentence, for everything a user can mend.
     """
-    dataset = find_dataset(request)
+    dataset = find_dataset(request.name, request.module, request.custom, request.dataset_arguments)
     if dataset is not None:
         return _prepare_dataset(dataset, request, root, key)
     return _prepare_foreign(request, root, key)
-
-
-def find_dataset(request: StoreRequest) -> Dataset | None:
-    """The dataset that a request names, with its arguments; None where it names some SeqIO task or mixture.
-
-    Raises:
-      ValueError: for a module that cannot be imported, or arguments that the dataset does not have.
-    """
-    if request.custom is not None:
-        return request.custom.to_dataset()
-    try:
-        module = importlib.import_module(request.module)
-    except ImportError as error:
-        raise ValueError(f"The module {request.module!r} of {request.name!r} cannot be imported: {error}.") from None
-    datasets: Mapping[str, Dataset] = getattr(module, "DATASETS", {})
-    dataset = datasets.get(request.name)
-    return dataset and dataset.with_arguments(request.dataset_arguments)
 
 
 def _report(text: str) -> None:
@@ -112,7 +95,13 @@ def _prepare_dataset(dataset: Dataset, request: StoreRequest, root: Path, key: s
         raise ValueError(f"The request for {dataset.name!r} names no tasks; give it those of a method.")
     # Reading and checking the rows first: an error in them should not wait for TensorFlow.
     loaded = {
-        split: dataset.load(split, request.data_dir, teacher=request.teacher, holdout_seed=request.holdout_seed)
+        split: dataset.load(
+            split,
+            request.data_dir,
+            teacher=request.teacher,
+            teacher_filter=request.teacher_filter,
+            holdout_seed=request.holdout_seed,
+        )
         for split in SPLITS
     }
     for split in SPLITS:

@@ -7,6 +7,8 @@ import pytest
 
 from dsbs_jax.data.dataset import LABEL_OUTSIDE_SET, NOTHING_TO_LEARN, Dataset, Rows
 from dsbs_jax.schema import Example, TeacherOutput
+from dsbs_jax.teacher.filters import Filter
+from dsbs_jax.teacher.labelled import write_labelled
 from dsbs_jax.teacher.parsers import MarkerParser
 
 
@@ -147,3 +149,59 @@ def test_arguments_are_those_of_read():
         TOY.with_arguments(row=3)
     with pytest.raises(ValueError, match="rows is '3'; it must be of type int"):
         TOY.with_arguments(rows="3")
+
+
+def labelled(number: int, split: str = "train", **fields) -> dict:
+    about = {"id": f"{split}/{number}", "input": f"input {number}", "rationale": f"why {number}", "teacher_label": "a"}
+    return about | {"failure": None, "agreement": 2, "answers": []} | fields
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_labelled_folders_join_by_id(tmp_path, inside):
+    folder = tmp_path / "palm" if inside else tmp_path / "elsewhere" / "palm-0123456789"
+    folder.mkdir(parents=True)
+    # In another order, with a row missing.
+    write_labelled(
+        folder / "train.jsonl", [labelled(3, teacher_label="A"), labelled(0, teacher_label="z"), labelled(1)]
+    )
+    loaded = TOY.with_arguments(rows=4).load("train", tmp_path, teacher="palm" if inside else str(folder))
+    assert [example.teacher for example in loaded.examples] == [
+        TeacherOutput("why 0", None, LABEL_OUTSIDE_SET, 2),
+        TeacherOutput("why 1", "a", None, 2),
+        None,
+        TeacherOutput("why 3", "a", None, 2),
+    ]
+
+
+def test_a_labelled_folder_of_another_dataset_is_refused(tmp_path):
+    (tmp_path / "palm").mkdir()
+    write_labelled(tmp_path / "palm" / "train.jsonl", [labelled(1, input="another question")])
+    with pytest.raises(ValueError, match=r"train\.jsonl, row train/1: the input 'another question' is not that of"):
+        TOY.load("train", tmp_path, teacher="palm")
+    write_labelled(tmp_path / "palm" / "train.jsonl", [labelled(1, split="other")])
+    with pytest.raises(ValueError, match="holds none of the rows"):
+        TOY.load("train", tmp_path, teacher="palm")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere/palm of a teacher"):
+        TOY.load("train", tmp_path, teacher=str(tmp_path / "nowhere" / "palm"))
+
+
+def test_a_filter_drops_training_rows_alone_and_counts_them(tmp_path):
+    write_answers(tmp_path, "train", [f"why {i} So a" for i in range(20)])
+    dataset = dataclasses.replace(TOY, source_splits=("train", "test"))
+    equal = Filter(teacher_label_equals_gold=True)
+    before = {split: dataset.load(split, tmp_path) for split in ("train", "validation")}
+    after = {split: dataset.load(split, tmp_path, teacher_filter=equal) for split in ("train", "validation")}
+    assert after["validation"] == before["validation"]
+    assert after["train"].examples == [e for e in before["train"].examples if e.label == "a"]
+    dropped = len(before["train"].examples) - len(after["train"].examples)
+    assert dropped > 0
+    assert after["train"].counts.skipped == {"teacher filter: teacher_label_differs_from_gold": dropped}
+    assert after["train"].counts.rows == before["train"].counts.rows
+
+
+def test_source_rows_are_what_a_teacher_is_asked(tmp_path):
+    rows = TOY.source_rows("train", tmp_path)
+    assert (len(rows), rows[0]) == (20, Example("train/0", "input 0", "a"))
+    held_out = dataclasses.replace(TOY, source_splits=("train", "test"))
+    with pytest.raises(ValueError, match=r"no split 'validation' of its own .*label train"):
+        held_out.source_rows("validation", tmp_path)

@@ -69,7 +69,7 @@ def test_rationales_without_labels_have_no_accuracy(tmp_path):
 
 
 def test_check_refuses_what_is_no_dataset(request_for):
-    with pytest.raises(ValueError, match="no dataset 'esnli_label' to look at; datasets are anli1"):
+    with pytest.raises(ValueError, match="no dataset 'esnli_label'; datasets are anli1"):
         inspect.check(StoreRequest("dsbs_esnli_label", VOCABULARY))
 
 

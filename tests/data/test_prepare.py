@@ -15,6 +15,7 @@ from dsbs_jax.data.prepare import PrepareError, StoreRequest, default_store_root
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.data.vocabulary import Vocabulary
 from dsbs_jax.schema import TaskFormat, make_method
+from dsbs_jax.teacher.filters import Filter
 
 WORKER = """
 import os, signal, sys
@@ -167,6 +168,18 @@ def test_modules_in_the_working_folder_are_found(request_, tmp_path, monkeypatch
     (tmp_path / "my_tasks.py").write_text("")
     monkeypatch.chdir(tmp_path)
     assert dataclasses.replace(request_, module="my_tasks").key()
+
+
+def test_labelled_rows_and_their_filter_are_in_the_key(request_, tmp_path):
+    folder = tmp_path / "labels" / "teacher-0123456789"
+    folder.mkdir(parents=True)
+    (folder / "train.jsonl").write_text("{}\n")
+    request = dataclasses.replace(request_, teacher=str(folder))
+    filtered = dataclasses.replace(request, teacher_filter=Filter(min_agreement=2))
+    keys = [request_.key(), request.key(), filtered.key()]
+    (folder / "train.jsonl").write_text("{}\n{}\n")
+    assert len({*keys, request.key()}) == 4
+    assert StoreRequest.from_json(filtered.to_json()) == filtered
 
 
 def test_bad_requests(request_):
