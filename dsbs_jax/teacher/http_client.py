@@ -1,0 +1,132 @@
+"""The HTTP side of the OpenAI SDK for many small requests: aiohttp's connections under the SDK's requests and errors.
+
+The SDK takes any `httpx.AsyncClient`. httpx's own connection pool takes longer the more connections it holds, and its
+client looks for redirects, cookies and auth flows in every answer, which an LLM's endpoint has no use for; see
+docs/benchmarks.md for what that costs. Imported only where requests are sent.
+"""
+
+from __future__ import annotations
+
+import select
+import urllib.parse
+import urllib.request
+from typing import Any
+
+import aiohttp
+import httpx
+
+from dsbs_jax.teacher.replies import Secret
+
+
+class DirectClient(httpx.AsyncClient):
+    """Sends the SDK's requests through one aiohttp session, for one server.
+
+    No redirects (a request that carries a key goes nowhere else), no cookies. The environment's proxies are honoured.
+
+    Args:
+      base_url: of the server, to choose a proxy for.
+      timeout_s: for one whole request, in seconds; an answer that trickles in does not prolong it.
+      secret: the key, which is taken out of everything that comes back: the SDK logs headers, and keeps bodies in its
+        errors. None takes out the Authorization header, without which the SDK makes no request.
+      connect_s: for making a connection.
+    """
+
+    def __init__(self, base_url: str, timeout_s: float, secret: Secret | None = None, connect_s: float = 20.0):
+        super().__init__(timeout=timeout_s, trust_env=False)
+        self._proxy = _proxy(base_url)
+        self._timeout_s = timeout_s
+        self._secret = secret or Secret("")
+        self._send_key = secret is not None
+        self._connect_s = connect_s
+        self._session: aiohttp.ClientSession | None = None
+
+    def build_request(self, method: str, url: Any, *, headers: Any = None, content: Any = None, **kwargs: Any) -> Any:
+        """The request as the SDK describes it, without httpx's merging of parameters, cookies and timeouts."""
+        if kwargs.get("files") or kwargs.get("data"):
+            return super().build_request(method, url, headers=headers, content=content, **kwargs)
+        return httpx.Request(method, url, params=kwargs.get("params") or None, headers=headers, content=content)
+
+    async def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
+        """Sends a request and reads its whole answer.
+
+        Raises:
+          httpx.TimeoutException: it took too long.
+          httpx.TransportError: no connection, or it was cut.
+        """
+        failure: httpx.TransportError
+        if not self._send_key:
+            request.headers.pop("Authorization", None)
+        try:
+            async with self._open_session().request(
+                request.method,
+                str(request.url),
+                data=await request.aread(),
+                headers=request.headers.multi_items(),
+                allow_redirects=False,
+                proxy=self._proxy,
+            ) as answer:
+                body = self._secret.hide_bytes(await answer.read())
+            headers = [
+                (name, self._secret.hide_bytes(value))
+                for name, value in answer.raw_headers
+                # aiohttp has unpacked the body.
+                if name.lower() != b"content-encoding"
+            ]
+            return httpx.Response(answer.status, headers=headers, content=body, request=request)
+        except aiohttp.ConnectionTimeoutError as error:
+            failure = httpx.ConnectError(str(error), request=request)
+        except TimeoutError:
+            failure = httpx.ReadTimeout(f"no answer within {self._timeout_s:g} s", request=request)
+        except aiohttp.ClientConnectorError as error:
+            failure = httpx.ConnectError(str(error), request=request)
+        except (aiohttp.ClientError, OSError) as error:
+            failure = httpx.ReadError(f"{type(error).__name__}: {error}", request=request)
+        raise failure
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        # Sessions belong to the event loop that is running now.
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=_CleanConnector(limit=0, ssl=httpx.create_ssl_context()),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=self._timeout_s, connect=self._connect_s),
+            )
+        return self._session
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        if self._session is not None:
+            await self._session.close()
+        await super().aclose()
+
+
+class _CleanConnector(aiohttp.TCPConnector):
+    """Reuses no connection on which something came unasked: it would be taken for the answer to the next request."""
+
+    async def connect(self, *args: Any, **kwargs: Any) -> aiohttp.connector.Connection:
+        while True:
+            connection = await super().connect(*args, **kwargs)
+            if not _dirty(connection):
+                return connection
+            connection.close()
+
+
+def _dirty(connection: aiohttp.connector.Connection) -> bool:
+    protocol, transport = connection.protocol, connection.transport
+    if protocol is None or transport is None or protocol.should_close:
+        return True
+    if transport.get_extra_info("ssl_object") is not None:
+        # What waits there may be a session ticket.
+        return False
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _proxy(base_url: str) -> str | None:
+    # Once, not for every request as aiohttp does: that reads .netrc each time, in a thread.
+    url = urllib.parse.urlsplit(base_url)
+    if urllib.request.proxy_bypass(url.hostname or ""):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(url.scheme) or proxies.get("all")
