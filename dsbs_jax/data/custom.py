@@ -14,7 +14,7 @@ from dsbs_jax.data.sources import Row, convert, read_file, read_hub
 from dsbs_jax.metrics.accuracy import METRICS
 from dsbs_jax.schema import Example, TeacherOutput
 from dsbs_jax.teacher.answers import answer_files
-from dsbs_jax.teacher.parsers import NO_RATIONALE, MarkerParser
+from dsbs_jax.teacher.parsers import NO_RATIONALE, Parser, parser_from_json
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _TEMPLATES = ("input", "label", "rationale", "teacher_label", "teacher_answer")
@@ -52,7 +52,7 @@ class CustomDataset:
     rationale: str = ""
     teacher_label: str = ""
     teacher_answer: str = ""
-    parser: MarkerParser | None = None
+    parser: Parser | None = None
     label_mapping: Mapping[str, str] | tuple[tuple[str, str], ...] = ()
     label_set: tuple[str, ...] = ()
     metric: str = "exact"
@@ -67,7 +67,9 @@ class CustomDataset:
                 f"CustomDataset {self.name!r}: metric is {self.metric!r}; it must be one of {', '.join(METRICS)}."
             )
         if self.teacher_answer and self.parser is None:
-            raise ValueError(f"CustomDataset {self.name!r}: teacher_answer needs a parser; give it a MarkerParser.")
+            raise ValueError(
+                f"CustomDataset {self.name!r}: teacher_answer needs a parser; give it a MarkerParser or a RegexParser."
+            )
         if self.teacher_answer and (self.rationale or self.teacher_label):
             raise ValueError(
                 f"CustomDataset {self.name!r}: give either teacher_answer, or rationale and teacher_label, not both."
@@ -89,7 +91,7 @@ class CustomDataset:
     def from_json(cls, fields: Mapping[str, Any]) -> CustomDataset:
         """The inverse of `dataclasses.asdict`, also after a trip through JSON."""
         parser = fields.get("parser")
-        return cls(**{**fields, "parser": MarkerParser(**parser) if isinstance(parser, Mapping) else parser})
+        return cls(**{**fields, "parser": parser_from_json(parser) if isinstance(parser, Mapping) else parser})
 
     def to_dataset(self) -> Dataset:
         """The dataset it describes."""

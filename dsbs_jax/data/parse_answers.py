@@ -16,6 +16,7 @@ import numpy as np
 
 from dsbs_jax.data.custom import CustomDataset
 from dsbs_jax.data.dataset import Dataset
+from dsbs_jax.data.find import OWN_TASKS, require_dataset
 from dsbs_jax.data.sources import convert, read_file
 from dsbs_jax.metrics.accuracy import score
 from dsbs_jax.schema import Example
@@ -132,13 +133,10 @@ def _read(dataset: str | CustomDataset, data: str | Path | None) -> tuple[Datase
             dataset = dataclasses.replace(dataset, train=str(Path(data).absolute()), validation="", test="")
         about = dataset.to_dataset()
         return about, list(about.read("train", None).examples) if data is not None else []
-    datasets = importlib.import_module("dsbs_jax.tasks").DATASETS
-    if dataset not in datasets:
-        raise ValueError(f"There is no dataset {dataset!r}; datasets are {', '.join(sorted(datasets))}.")
-    about = datasets[dataset]
+    about = require_dataset(dataset)
     if data is None:
         return about, []
-    to_example = getattr(importlib.import_module(f"dsbs_jax.tasks.{dataset}"), "to_example", None)
+    to_example = getattr(importlib.import_module(f"{OWN_TASKS}.{about.name}"), "to_example", None)
     if to_example is not None:
         rows = read_file(data)
         return about, [convert(to_example, f"{Path(data).stem}/{number}", row, str(data)) for number, row in rows]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from dsbs_jax.teacher.agreement import SameLabel
-
-LabelledRow = Mapping[str, Any]
+from dsbs_jax.teacher.labelled import LabelledRow
 
 NO_TEACHER_LABEL = "no_teacher_label"
 NO_GOLD_LABEL = "no_gold_label"
@@ -52,7 +50,7 @@ class Filter:
         """Why a row goes, or None for one that stays. The first rule it breaks, in the order of the attributes.
 
         Args:
-          row: a row of a labelled folder; see docs/data.md.
+          row: a row of a labelled folder; see `dsbs_jax/teacher/labelled.py`.
           same: whether two labels are one; see `dsbs_jax.teacher.agreement.same_label`.
         """
         if self.teacher_label_equals_gold:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from dsbs_jax.teacher.agreement import SameLabel
 from dsbs_jax.teacher.duplicates import DuplicateFinder, Duplicates, shingles, words_of
-from dsbs_jax.teacher.filters import LabelledRow
+from dsbs_jax.teacher.labelled import LabelledRow
 from dsbs_jax.teacher.prompts import Prompt
 
 # Gold labels beyond this many are no classes to report one by one: without a label set, and with one.
@@ -229,7 +228,7 @@ class _Samples:
     def __getitem__(self, kind: str) -> list[Sample]:
         return self._rows.get(kind, [])
 
-    def add(self, kind: str, row: Mapping[str, Any]) -> None:
+    def add(self, kind: str, row: LabelledRow) -> None:
         if len(self._rows[kind]) < self._most:
             answer = next(iter(row.get("answers") or ()), None)
             texts = (row["label"], row["teacher_label"], row["rationale"], answer)

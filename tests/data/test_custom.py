@@ -7,7 +7,7 @@ import pytest
 
 from dsbs_jax.data.custom import CustomDataset
 from dsbs_jax.schema import Example, TeacherOutput
-from dsbs_jax.teacher.parsers import MarkerParser
+from dsbs_jax.teacher.parsers import MarkerParser, RegexParser
 
 ROWS = [
     {"text": f"Is {i} even?", "hint": "{think}", "answer": i % 2, "why": f"{i} by 2" if i else "", "guess": 1}
@@ -111,3 +111,13 @@ def test_missing_files_are_named(data_dir):
 def test_settings_that_make_no_sense(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(CUSTOM, **change)
+
+
+def test_a_regular_expression_reads_the_teachers_answers(tmp_path):
+    pytest.importorskip("re2", reason="RegexParser needs google-re2")
+    (tmp_path / "rows.jsonl").write_text('{"input": "2 + 2", "label": "4", "said": "Two twos. Final answer: 4"}\n')
+    parser = RegexParser(r"^(?P<rationale>.*)Final answer: (?P<label>\d+)")
+    custom = CustomDataset("sums", str(tmp_path / "rows.jsonl"), teacher_answer="{said}", parser=parser)
+    assert CustomDataset.from_json(json.loads(json.dumps(dataclasses.asdict(custom)))) == custom
+    teacher = custom.to_dataset().read("train", None).examples[0].teacher
+    assert (teacher.rationale, teacher.label) == ("Two twos.", "4")
