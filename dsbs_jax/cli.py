@@ -14,15 +14,21 @@ EXAMPLES = {
     "demo": "dsbs demo",
     "data": "dsbs data show cqa -n 3 --data_dir DATA",
     "prepare": "dsbs prepare --gin_file datasets/cqa --gin_file methods/step_by_step --data_dir DATA",
+    "label": "dsbs label --dataset cqa --teacher teachers/vllm --gin.TEACHER_MODEL=\"'NAME'\" --data_dir DATA",
+    "parse": "dsbs parse --dataset cqa --answers 'DATA/cqa/llm/test_CoT_*.json' --data DATA/cqa/cqa_test.json",
     "train": "dsbs train --gin_file datasets/svamp --gin_file models/mini --data_dir DATA --model_dir runs/svamp",
     "eval": "dsbs eval --model_dir runs/svamp --split test",
     "predict": "dsbs predict --model_dir runs/svamp --input questions.txt --output answers.jsonl",
     "bench": "dsbs bench train --data_dir DATA",
 }
 
+# Exit codes of a labelling that can go on; 3 for limits and for rows that came to nothing.
+_UNFINISHED = {"SIGINT": 130, "SIGTERM": 143}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0 done, 1 refused in a sentence, 130 Ctrl-C, 143 SIGTERM after saving."""
+    """Runs one verb; returns the exit code: 0 done, 1 refused in a sentence, 3 a labelling that is not complete, 130
+    Ctrl-C, 143 SIGTERM after saving."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     bindings = [word.removeprefix("--gin.") for word in rest if word.startswith("--gin.")]
@@ -75,6 +81,39 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="for check: one JSON object instead of text")
 
     verb("prepare", _prepare, "tokenise a dataset into the token store (train does it when needed)")
+
+    sub = verb("label", _label, "ask an LLM for rationales and labels; goes on where a stopped run ended")
+    sub.add_argument("--dataset", required=True, help="a name such as cqa, or a gin file of your own")
+    sub.add_argument("--teacher", required=True, help="gin file that says whom to ask, by path or name (teachers/vllm)")
+    sub.add_argument("--split", default="train", help="default: %(default)s; what is held out of train is in it")
+    sub.add_argument("--output", help="folder for the labellings of this dataset (default: labels/DATASET)")
+    sub.add_argument("--prompt", help="prompt file (default: the one that comes with the dataset)")
+    sub.add_argument("--max-cost", type=float, help="stop before more than this is spent (needs Prices)")
+    sub.add_argument("--max-requests", type=int, help="stop before more than this many requests are sent")
+    sub.add_argument("--shard", default="0/1", help="I/N: label every N-th row, from row I; join with --merge")
+    sub.add_argument("-n", type=int, default=2, help="for --dry-run: how many rows (default: %(default)s)")
+    sub.add_argument("--report", action="store_true", help="judge what was labelled: text, report.json, report.html")
+    instead = sub.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="print exactly what would be sent; send nothing")
+    instead.add_argument("--estimate", action="store_true", help="print requests, tokens and money; send nothing")
+    instead.add_argument(
+        "--merge",
+        nargs="*",
+        metavar="FOLDER",
+        help="join shards into the labelled rows; send nothing. FOLDERs: labellings that other machines made",
+    )
+
+    sub = verbs.add_parser(
+        "parse",
+        help="read rationales and labels out of files of raw answers",
+        epilog=f"example: {EXAMPLES['parse']}",
+        allow_abbrev=False,
+    )
+    sub.add_argument("--dataset", required=True, help="a name such as cqa")
+    sub.add_argument("--answers", required=True, nargs="+", help="JSON lists of strings: files, or patterns in quotes")
+    sub.add_argument("--data", help="the file with the rows, in the order of the answers: judges the answers by them")
+    sub.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    sub.set_defaults(run=_parse)
 
     sub = verb("train", _train, "train a student and evaluate it; goes on where a stopped run ended")
     sub.add_argument("--model_dir", help="the run's folder (the macro MODEL_DIR)")
@@ -141,14 +180,70 @@ def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 
     if not arguments.dataset:
         raise ValueError(f"Name a dataset: dsbs data {arguments.action} NAME; `dsbs data list` shows them.")
-    shipped = f"datasets/{arguments.dataset}"
-    description = shipped if f"{shipped}.gin" in gin_config.names() else arguments.dataset
-    _parse_gin(arguments, bindings, "runs/train", description, unneeded=("MODEL_DIR", "MODEL"))
+    _parse_gin(arguments, bindings, "runs/train", _description(arguments.dataset), unneeded=("MODEL_DIR", "MODEL"))
     request, _ = gin_config.make_store_request()
     if arguments.action == "show":
         print(inspect.show(request, arguments.split, arguments.n))
     else:
         print(inspect.check(request, as_json=arguments.json))
+
+
+def _description(dataset: str) -> str:
+    """The gin file of a dataset, by its name or as it is given."""
+    from dsbs_jax import gin_config
+
+    shipped = f"datasets/{dataset}"
+    return shipped if f"{shipped}.gin" in gin_config.names() else dataset
+
+
+def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None:
+    import pathlib
+
+    from dsbs_jax import gin_config
+    from dsbs_jax.data.label_card import summary
+    from dsbs_jax.data.labelling import LabelConfig, Labelling
+
+    index, _, count = arguments.shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise ValueError(f"--shard is {arguments.shard!r}; it must be I/N, e.g. 0/4.")
+    flags = {
+        "LABELS_DIR": arguments.output or f"labels/{pathlib.Path(arguments.dataset).stem}",
+        "SPLIT": arguments.split,
+        "PROMPT": arguments.prompt,
+        "MAX_COST": arguments.max_cost,
+        "MAX_REQUESTS": arguments.max_requests,
+        "LabelConfig.shard": (int(index), int(count)),
+    }
+    given = [f"{name}={value!r}" for name, value in flags.items() if value is not None]
+    files = ("runs/train", "runs/label", _description(arguments.dataset), arguments.teacher)
+    _parse_gin(arguments, [*given, *bindings], *files, unneeded=("MODEL_DIR", "MODEL"))
+    labelling = Labelling(gin_config.make(LabelConfig))
+    if arguments.dry_run:
+        print(labelling.dry_run(arguments.n))
+        return 0
+    if arguments.estimate:
+        print(labelling.estimate().text())
+        return 0
+    asked = None
+    if arguments.merge is not None:
+        labelling.take_journals(arguments.merge)
+    else:
+        asked = labelling.ask()
+        print(asked.text())
+    if asked is None or int(count) == 1:
+        print(summary(labelling.write()))
+    else:
+        print(f"Shard {arguments.shard} lies in {labelling.folder}/journal; join all shards with --merge.")
+    if arguments.report:
+        print(labelling.report())
+    print(f"Labelled rows: {labelling.folder}")
+    return 0 if asked is None or asked.complete else _UNFINISHED.get(asked.stopped or "", 3)
+
+
+def _parse(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    from dsbs_jax.data.parse_answers import parse_answers, render
+
+    print(render(parse_answers(arguments.dataset, arguments.answers, arguments.data), arguments.json))
 
 
 def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

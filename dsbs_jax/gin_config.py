@@ -22,6 +22,7 @@ from gin import config_parser
 import dsbs_jax
 from dsbs_jax import schema
 from dsbs_jax.data.custom import CustomDataset
+from dsbs_jax.data.labelling import LabelConfig
 from dsbs_jax.data.locations import find_vocabulary_file
 from dsbs_jax.data.prepare import StoreRequest
 from dsbs_jax.data.vocabulary import Vocabulary
@@ -29,7 +30,13 @@ from dsbs_jax.experiments.bench import BenchConfig
 from dsbs_jax.experiments.demo import DemoConfig
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.sharding.mesh import MeshConfig
-from dsbs_jax.teacher.parsers import MarkerParser
+from dsbs_jax.teacher.desk import Limits
+from dsbs_jax.teacher.filters import Filter
+from dsbs_jax.teacher.openai_client import OpenAITeacher
+from dsbs_jax.teacher.pacing import Concurrency, Patience
+from dsbs_jax.teacher.parsers import MarkerParser, RegexParser
+from dsbs_jax.teacher.prices import Prices
+from dsbs_jax.teacher.requests import Sampling
 from dsbs_jax.training.config import TrainConfig
 from dsbs_jax.training.optimizers import OptimizerConfig
 
@@ -81,12 +88,21 @@ class PrepareConfig:
 
 _CONFIGURABLES: tuple[Callable[..., Any], ...] = (
     BenchConfig,
+    Concurrency,
     CustomDataset,
     DemoConfig,
+    Filter,
+    LabelConfig,
+    Limits,
     MarkerParser,
     MeshConfig,
+    OpenAITeacher,
     OptimizerConfig,
+    Patience,
     PrepareConfig,
+    Prices,
+    RegexParser,
+    Sampling,
     StoreRequest,
     T5Config,
     TrainConfig,

@@ -6,8 +6,8 @@ of one creature; the rationale names the creature's kind, then the kind's value:
     What does a grolbek eat?  ->  moss      (A grolbek is a wisp, and wisps eat moss.)
 
 Questions of the validation and test splits ask for pairs (creature, attribute) that training never shows, so a student
-has to find out the kinds. The rationales name them; the labels only imply them. The world itself is the teacher: its
-rationales and labels are right.
+has to find out the kinds. The rationales name them; the labels only imply them. Where no teacher was asked, the world
+itself is the teacher: its rationales and labels are right.
 
 Everything follows from the parameters: random choices rank raw Philox words, which no version of NumPy changes.
 """
@@ -26,6 +26,7 @@ import numpy as np
 
 from dsbs_jax.data.dataset import SPLITS, Dataset, Rows
 from dsbs_jax.schema import Example, TeacherOutput
+from dsbs_jax.teacher.parsers import PARSERS
 
 # Made by scripts/make_bestiary_vocabulary.py.
 VOCABULARY_PATH = str(pathlib.Path(__file__).with_name("bestiary_spiece.model"))
@@ -273,6 +274,7 @@ DATASET = Dataset(
     name="bestiary",
     read=read,
     label_set=tuple(itertools.chain.from_iterable(attribute.values for attribute in ATTRIBUTES)),
+    parse=PARSERS["bestiary"],
     vocabulary_file=VOCABULARY_PATH,
 )
 

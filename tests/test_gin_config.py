@@ -76,10 +76,14 @@ def test_the_operative_config_makes_the_same_run_again(tmp_path):
     assert make((str(saved),), ()) == config
 
 
+REQUIRED = ("MIXTURE_OR_TASK_NAME", "MODEL", "LABELS_DIR", "TEACHER_CLIENT", "TEACHER_MODEL")
+
+
 def test_every_gin_file_parses():
     for name in gin_config.names():
-        files = ("runs/train", name) if not name.startswith("runs/") else ("runs/train", *({name} - {"runs/train.gin"}))
-        gin_config.parse(files, (MODEL_DIR,), unneeded=("MIXTURE_OR_TASK_NAME", "MODEL"))
+        # A teacher's file is read after the verb's own.
+        before = ("runs/train", "runs/label") if name.startswith("teachers/") else ("runs/train",)
+        gin_config.parse((*before, *({name} - {"runs/train.gin"})), (MODEL_DIR,), unneeded=REQUIRED)
 
 
 @pytest.mark.parametrize(("version", "size"), [(version, size) for version in SIZES for size in SIZES[version]])
