@@ -152,10 +152,13 @@ class Desk:
         self._retried: collections.Counter[str] = collections.Counter()
         # Keys handed out and not yet in the journal.
         self._open: set[str] = set()
+        # Those among them that an earlier start has sent.
+        self._adopted: set[str] = set()
         self._spent = self._reserved = 0.0
         self._in_flight = 0
         self._released = asyncio.Event()
         self._unwritten: list[tuple[Task, Outcome]] = []
+        self._not_on_disk = 0
         self._filled = asyncio.Event()
         self._written = asyncio.Event()
         self._closed = False
@@ -168,7 +171,9 @@ class Desk:
         for skipped, request in enumerate(self._requests, start=1):
             self._counts["requests"] += 1
             key = request_key(request, self._model, self.sampling)
-            if key in self._open:
+            if key in self._adopted:
+                self._adopted.discard(key)
+            elif key in self._open:
                 self._counts["shared"] += 1
             elif key in self.journal and not (self._retry_failures and self.journal.failed(key)):
                 self._counts["already"] += 1
@@ -184,11 +189,11 @@ class Desk:
 
     async def reserve(self, task: Task) -> bool:
         """Sets aside what an attempt may cost; False where a limit does not allow it."""
-        limit, most = self._limits.max_requests, self._limits.max_cost
+        limit = self._limits.max_requests
         while not self.stopping.is_set():
             if limit is not None and self._counts["sent"] >= limit:
                 self.stop(MAX_REQUESTS)
-            elif most is None or self._spent + self._reserved + task.bound <= most:
+            elif self.affordable(task):
                 self._reserved += task.bound
                 self._in_flight += 1
                 self._counts["sent"] += 1
@@ -204,8 +209,15 @@ class Desk:
     def adopt(self, key: str, bound: float) -> None:
         """A request that an earlier start has sent, and whose answer is awaited: not handed out, its cost set aside."""
         self._open.add(key)
+        self._adopted.add(key)
         self._reserved += bound
         self._in_flight += 1
+
+    def affordable(self, task: Task) -> bool:
+        """Whether `reserve` would allow an attempt at once."""
+        limit, most = self._limits.max_requests, self._limits.max_cost
+        allowed = limit is None or self._counts["sent"] < limit
+        return allowed and (most is None or self._spent + self._reserved + task.bound <= most)
 
     def lost(self, task: Task, reason: str, *, billed: bool) -> None:
         """An attempt came to nothing."""
@@ -235,8 +247,15 @@ class Desk:
             self._written.clear()
             await self._written.wait()
 
+    async def written(self) -> None:
+        """Waits until everything that was delivered is on disk."""
+        while self._not_on_disk:
+            self._written.clear()
+            await self._written.wait()
+
     def _put(self, task: Task, outcome: Outcome) -> None:
         self._unwritten.append((task, outcome))
+        self._not_on_disk += 1
         self._filled.set()
 
     def _settle(self, task: Task, cost: float) -> None:
@@ -298,6 +317,7 @@ class Desk:
             await asyncio.to_thread(self.journal.append, records)
             for task, outcome in group:
                 self._count(task, outcome)
+            self._not_on_disk -= len(group)
             self._written.set()
             self._tell()
 

@@ -155,7 +155,7 @@ class Journal:
         """The number of keys that need not be asked again: answers and final failures."""
         return len(self._locations)
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self._locations
 
     def failed(self, key: str) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -63,3 +64,14 @@ def fault_server() -> Iterator[Callable[..., Server]]:
             return stack.enter_context(running([sys.executable, str(FAULT_SERVER), json.dumps(settings)]))
 
         yield start
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> pathlib.Path:
+    """A folder with a tiny causal language model; skips where what makes it is not installed."""
+    for name in ("torch", "transformers", "tokenizers"):
+        pytest.importorskip(name, reason="needs the extra `teacher`")
+    specification = importlib.util.spec_from_file_location("tiny_model", FAULT_SERVER.with_name("tiny_model.py"))
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module.make(tmp_path_factory.mktemp("teacher") / "tiny-teacher")
