@@ -9,6 +9,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 EXAMPLES = {
     "demo": "dsbs demo",
@@ -145,9 +148,9 @@ def _set_up_logging() -> None:
 
 
 def _parse_gin(
-    arguments: argparse.Namespace, bindings: Sequence[str], *files: str, unneeded: Sequence[str] = ()
-) -> None:
-    """The base files, then the user's, then flags, then --gin.X: later ones win."""
+    arguments: argparse.Namespace, bindings: Sequence[str], root: Callable[..., T], *files: str
+) -> Callable[[], T]:
+    """The base files, then the user's, then flags, then --gin.X: later ones win. Returns what builds the root."""
     from dsbs_jax import gin_config
     from dsbs_jax.data.locations import find_data_dir
 
@@ -157,7 +160,7 @@ def _parse_gin(
         flags.append(f"DATA_DIR={data_dir!r}")
     if getattr(arguments, "model_dir", None):
         flags.append(f"MODEL_DIR={arguments.model_dir!r}")
-    gin_config.parse([*files, *arguments.gin_file], [*flags, *bindings], unneeded)
+    return gin_config.parse([*files, *arguments.gin_file], [*flags, *bindings], root)
 
 
 def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -165,8 +168,7 @@ def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     from dsbs_jax.experiments import demo
 
     arguments.model_dir = arguments.output
-    _parse_gin(arguments, bindings, "runs/train", "runs/demo")
-    config = gin_config.make(demo.DemoConfig)
+    config = _parse_gin(arguments, bindings, demo.DemoConfig, "runs/train", "runs/demo")()
     print(demo.run(config, gin_config.operative()))
 
 
@@ -176,12 +178,12 @@ def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     if arguments.action == "list":
         print(inspect.list_datasets())
         return
-    from dsbs_jax import gin_config
+    from dsbs_jax.gin_config import PrepareConfig
 
     if not arguments.dataset:
         raise ValueError(f"Name a dataset: dsbs data {arguments.action} NAME; `dsbs data list` shows them.")
-    _parse_gin(arguments, bindings, "runs/train", _description(arguments.dataset), unneeded=("MODEL_DIR", "MODEL"))
-    request, _ = gin_config.make_store_request()
+    files = ("runs/train", _description(arguments.dataset))
+    request = _parse_gin(arguments, bindings, PrepareConfig, *files)().store_request()
     if arguments.action == "show":
         print(inspect.show(request, arguments.split, arguments.n))
     else:
@@ -199,7 +201,6 @@ def _description(dataset: str) -> str:
 def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None:
     import pathlib
 
-    from dsbs_jax import gin_config
     from dsbs_jax.data.label_card import summary
     from dsbs_jax.data.labelling import LabelConfig, Labelling
 
@@ -216,8 +217,7 @@ def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None
     }
     given = [f"{name}={value!r}" for name, value in flags.items() if value is not None]
     files = ("runs/train", "runs/label", _description(arguments.dataset), arguments.teacher)
-    _parse_gin(arguments, [*given, *bindings], *files, unneeded=("MODEL_DIR", "MODEL"))
-    labelling = Labelling(gin_config.make(LabelConfig))
+    labelling = Labelling(_parse_gin(arguments, [*given, *bindings], LabelConfig, *files)())
     if arguments.dry_run:
         print(labelling.dry_run(arguments.n))
         return 0
@@ -247,11 +247,11 @@ def _parse(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 
 
 def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
-    from dsbs_jax import gin_config
     from dsbs_jax.data.prepare import ensure_store
+    from dsbs_jax.gin_config import PrepareConfig
 
-    _parse_gin(arguments, bindings, "runs/train", unneeded=("MODEL_DIR", "MODEL"))
-    print(ensure_store(*gin_config.make_store_request()))
+    config = _parse_gin(arguments, bindings, PrepareConfig, "runs/train")()
+    print(ensure_store(config.store_request(), config.store_root))
 
 
 def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -264,9 +264,9 @@ def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     from dsbs_jax.training import loop
     from dsbs_jax.training.config import TrainConfig
 
-    _parse_gin(arguments, bindings, "runs/train")
+    make = _parse_gin(arguments, bindings, TrainConfig, "runs/train")
     keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
-    config = gin_config.make(TrainConfig)
+    config = make()
     operative = gin_config.operative()
     print(operative, file=sys.stderr)
     initialize()
@@ -284,9 +284,9 @@ def _student(arguments: argparse.Namespace, bindings: Sequence[str]):
     saved = os.path.join(arguments.model_dir, "config.gin")
     if not os.path.isfile(saved):
         raise FileNotFoundError(f"There is no {saved}: --model_dir must be the folder of a run of `dsbs train`.")
-    _parse_gin(arguments, bindings, "runs/train", saved)
+    make = _parse_gin(arguments, bindings, TrainConfig, "runs/train", saved)
     keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
-    return load_student(gin_config.make(TrainConfig), arguments.step)
+    return load_student(make(), arguments.step)
 
 
 def _eval(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -323,11 +323,9 @@ def _predict(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json
 
-    from dsbs_jax import gin_config
     from dsbs_jax.data.locations import find_data_dir
     from dsbs_jax.experiments import bench
 
     data = "datasets/cqa" if find_data_dir(arguments.data_dir) else "datasets/bestiary"
     files = ("runs/train", data, "models/t5_1_1_small", "runs/bench")
-    _parse_gin(arguments, bindings, *files, unneeded=("MODEL_DIR",))
-    print(json.dumps(bench.train(gin_config.make(bench.BenchConfig))))
+    print(json.dumps(bench.train(_parse_gin(arguments, bindings, bench.BenchConfig, *files)())))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
+import importlib
 import importlib.util
 import inspect
 import pathlib
@@ -21,24 +23,9 @@ from gin import config_parser
 
 import dsbs_jax
 from dsbs_jax import schema
-from dsbs_jax.data.custom import CustomDataset
-from dsbs_jax.data.labelling import LabelConfig
 from dsbs_jax.data.locations import find_vocabulary_file
 from dsbs_jax.data.prepare import StoreRequest
 from dsbs_jax.data.vocabulary import Vocabulary
-from dsbs_jax.experiments.bench import BenchConfig
-from dsbs_jax.experiments.demo import DemoConfig
-from dsbs_jax.models.config import T5Config
-from dsbs_jax.sharding.mesh import MeshConfig
-from dsbs_jax.teacher.desk import Limits
-from dsbs_jax.teacher.filters import Filter
-from dsbs_jax.teacher.openai_client import OpenAITeacher
-from dsbs_jax.teacher.pacing import Concurrency, Patience
-from dsbs_jax.teacher.parsers import MarkerParser, RegexParser
-from dsbs_jax.teacher.prices import Prices
-from dsbs_jax.teacher.requests import Sampling
-from dsbs_jax.training.config import TrainConfig
-from dsbs_jax.training.optimizers import OptimizerConfig
 
 T = TypeVar("T")
 
@@ -85,37 +72,54 @@ class PrepareConfig:
     method: schema.Method
     store_root: str | None = None
 
+    def store_request(self) -> StoreRequest:
+        """The token store that a run would read."""
+        return self.data.for_method(self.method)
 
-_CONFIGURABLES: tuple[Callable[..., Any], ...] = (
-    BenchConfig,
-    Concurrency,
-    CustomDataset,
-    DemoConfig,
-    Filter,
-    LabelConfig,
-    Limits,
-    MarkerParser,
-    MeshConfig,
-    OpenAITeacher,
-    OptimizerConfig,
-    Patience,
-    PrepareConfig,
-    Prices,
-    RegexParser,
-    Sampling,
-    StoreRequest,
-    T5Config,
-    TrainConfig,
-    Vocabulary,
-    schema.Method,
-    schema.TaskFormat,
-    schema.make_method,
-    dataset_arguments,
-    feature_lengths,
-    find_vocabulary,
-)
-_PARAMETERS = {c.__name__: list(inspect.signature(c).parameters) for c in _CONFIGURABLES}
-_REGISTERED = {c.__name__: gin.external_configurable(c, name=c.__name__, module="dsbs") for c in _CONFIGURABLES}
+
+# What gin can configure, and where it lies. A module is imported where what is built needs it: `dsbs label` asks a
+# teacher without loading JAX.
+_MODULES = {
+    "BenchConfig": "dsbs_jax.experiments.bench",
+    "Concurrency": "dsbs_jax.teacher.pacing",
+    "CustomDataset": "dsbs_jax.data.custom",
+    "DemoConfig": "dsbs_jax.experiments.demo",
+    "Filter": "dsbs_jax.teacher.filters",
+    "LabelConfig": "dsbs_jax.data.labelling",
+    "Limits": "dsbs_jax.teacher.desk",
+    "LocalTeacher": "dsbs_jax.teacher.local",
+    "MarkerParser": "dsbs_jax.teacher.parsers",
+    "MeshConfig": "dsbs_jax.sharding.mesh",
+    "Method": "dsbs_jax.schema",
+    "OpenAITeacher": "dsbs_jax.teacher.openai_client",
+    "OptimizerConfig": "dsbs_jax.training.optimizers",
+    "Patience": "dsbs_jax.teacher.pacing",
+    "PrepareConfig": __name__,
+    "Prices": "dsbs_jax.teacher.prices",
+    "ProviderBatches": "dsbs_jax.teacher.provider_batches",
+    "RegexParser": "dsbs_jax.teacher.parsers",
+    "Sampling": "dsbs_jax.teacher.requests",
+    "StoreRequest": "dsbs_jax.data.prepare",
+    "T5Config": "dsbs_jax.models.config",
+    "TaskFormat": "dsbs_jax.schema",
+    "TrainConfig": "dsbs_jax.training.config",
+    "Vocabulary": "dsbs_jax.data.vocabulary",
+    "dataset_arguments": __name__,
+    "feature_lengths": __name__,
+    "find_vocabulary": __name__,
+    "make_method": "dsbs_jax.schema",
+}
+
+
+def _found(name: str) -> Callable[..., Any]:
+    """What goes by that name."""
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+@functools.cache
+def _lent(name: str) -> Callable[..., Any]:
+    """The same, with arguments that gin fills."""
+    return gin.external_configurable(_found(name), name=name, module="dsbs")
 
 
 # Macros that no parameter reads but a verb of the command line.
@@ -155,13 +159,17 @@ def find(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
     raise ConfigError(f"There is no gin file {name!r}, neither here nor below {root()}.{_nearest(name, names())}")
 
 
-def parse(files: Sequence[str], bindings: Sequence[str] = (), unneeded: Sequence[str] = ()) -> None:
+def parse(files: Sequence[str], bindings: Sequence[str], root: Callable[..., T]) -> Callable[[], T]:
     """Reads gin files in order, then bindings such as `TRAIN_STEPS=100`; later ones win.
 
     Args:
       files: paths or names, see `find`.
       bindings: as after `--gin.` on the command line.
-      unneeded: REQUIRED macros that what is about to be built does not read.
+      root: what is about to be built. Values that it does not lead to may stay REQUIRED; of what it does not lead to
+        parameters are not checked.
+
+    Returns:
+      Builds the root; raises ConfigError where it, or what it is built from, refuses a value.
 
     Raises:
       ConfigError: an absent file, a syntax error, a parameter, configurable or macro that does not exist, or a REQUIRED
@@ -171,27 +179,23 @@ def parse(files: Sequence[str], bindings: Sequence[str] = (), unneeded: Sequence
     paths = [find(name) for name in files]
     sources = [(str(path), _expand(path)) for path in paths] + [(f"--gin.{b}", b) for b in bindings]
     with _one_sentence():
-        missing = _check_names(sources) - set(unneeded)
-        gin.parse_config([text for _, text in sources])
+        statements = _statements(sources)
+        _check_macros(statements)
+        needed = _reachable(statements, root.__name__)
+        _check_parameters(statements, needed)
+        unneeded = {name for s in statements for name in s.configurables if _last(name) not in needed}
+        gin.parse_config([text for _, text in sources], skip_unknown=sorted(unneeded))
+    last_words = {s.selector: s.required for s in statements if not s.parameter}
+    missing = sorted(name for name, required in last_words.items() if required and f"%{name}" in needed)
     if missing:
-        wanted = " and ".join(f"--gin.{name}=..." for name in sorted(missing))
+        wanted = " and ".join(f"--gin.{name}=..." for name in missing)
         raise ConfigError(f"Values are missing: give {wanted}, or a --gin_file that sets them.")
 
+    def make() -> T:
+        with _one_sentence():
+            return _lent(root.__name__)()
 
-def make(configurable: Callable[..., T]) -> T:
-    """Builds one of the lent dataclasses from what was parsed.
-
-    Raises:
-      ConfigError: the dataclass refuses a value.
-    """
-    with _one_sentence():
-        return _REGISTERED[configurable.__name__]()
-
-
-def make_store_request() -> tuple[StoreRequest, str | None]:
-    """The token store that a run of what was parsed would read, and the folder of the stores."""
-    config = make(PrepareConfig)
-    return config.data.for_method(config.method), config.store_root
+    return make
 
 
 def macro(name: str) -> Any:
@@ -204,15 +208,30 @@ def operative() -> str:
     return gin.operative_config_str()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Statement:
+    """One binding: where it stands, what it binds, and what its value refers to."""
+
+    source: str
+    scope: str
+    selector: str
+    parameter: str  # Empty for a macro.
+    macros: frozenset[str]
+    configurables: frozenset[str]  # As they are written; also what is bound.
+    required: bool
+
+
 class _References(config_parser.ParserDelegate):
-    """Notes the macros a gin file reads; stands in for the values themselves."""
+    """Notes what a value refers to; stands in for the values themselves."""
 
     REQUIRED = object()
 
     def __init__(self) -> None:
         self.macros: set[str] = set()
+        self.configurables: set[str] = set()
 
     def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> object:
+        self.configurables.add(scoped_configurable_name.rpartition("/")[2])
         return scoped_configurable_name
 
     def macro(self, macro_name: str) -> object:
@@ -226,38 +245,82 @@ def _expand(path: pathlib.Path) -> str:
     return include.sub(lambda match: _expand(find(match[2], beside=path)), path.read_text())
 
 
-def _check_names(sources: Sequence[tuple[str, str]]) -> set[str]:
-    """Refuses macros that nothing reads (gin itself is silent about them) and parameters that do not exist.
+def _statements(sources: Sequence[tuple[str, str]]) -> list[_Statement]:
+    """The bindings of all sources, in order.
 
-    Returns:
-      The macros whose last word is REQUIRED.
+    Raises:
+      ConfigError: a syntax error.
     """
-    references = _References()
-    bound: dict[str, tuple[str, Any]] = {}
+    found = []
     for source, text in sources:
+        references = _References()
         try:
             for statement in config_parser.ConfigParser(text, references):
-                if not isinstance(statement, config_parser.BindingStatement):
-                    continue
-                if statement.arg_name:
-                    _check_parameter(source, statement.selector, statement.arg_name)
-                else:
-                    bound[statement.selector] = (source, statement.value)
+                if isinstance(statement, config_parser.BindingStatement):
+                    bound = {statement.selector} if statement.arg_name else set()
+                    found.append(
+                        _Statement(
+                            source,
+                            statement.scope,
+                            statement.selector,
+                            statement.arg_name or "",
+                            frozenset(references.macros),
+                            frozenset(references.configurables | bound),
+                            statement.value is _References.REQUIRED,
+                        )
+                    )
+                references.macros.clear()
+                references.configurables.clear()
         except SyntaxError as error:
             raise ConfigError(f"{source}: line {error.lineno}: {error.msg}") from error
-    for name, (source, _) in bound.items():
-        if name not in references.macros | _READ_BY_VERBS:
-            raise ConfigError(f"{source}: nothing reads the macro {name}.{_nearest(name, references.macros)}")
-    return {name for name, (_, value) in bound.items() if value is _References.REQUIRED}
+    return found
 
 
-def _check_parameter(source: str, selector: str, parameter: str) -> None:
-    name = selector.rsplit(".", 1)[-1]
-    if name not in _REGISTERED:
-        raise ConfigError(f"{source}: there is nothing called {selector} to configure.{_nearest(name, _REGISTERED)}")
-    known = _PARAMETERS[name]
-    if parameter not in known:
-        raise ConfigError(f"{source}: {name} has no parameter {parameter!r}.{_nearest(parameter, known)}")
+def _reachable(statements: Sequence[_Statement], root: str) -> set[str]:
+    """The configurables, and the macros as `%NAME`, that building `root` reads."""
+    # Of two bindings of one parameter the later one counts.
+    last = {(s.scope, s.selector, s.parameter): s for s in statements}
+    leads_to: dict[str, set[str]] = {}
+    for s in last.values():
+        names = leads_to.setdefault(_last(s.selector) if s.parameter else f"%{s.selector}", set())
+        names |= {f"%{name}" for name in s.macros} | {_last(name) for name in s.configurables}
+    found, open_names = set(), [root]
+    while open_names:
+        name = open_names.pop()
+        if name not in found:
+            found.add(name)
+            open_names += leads_to.get(name, ())
+    return found
+
+
+def _check_macros(statements: Sequence[_Statement]) -> None:
+    """Refuses macros that nothing reads: gin itself is silent about them."""
+    read = _READ_BY_VERBS.union(*(s.macros for s in statements))
+    for s in statements:
+        if not s.parameter and s.selector not in read:
+            raise ConfigError(f"{s.source}: nothing reads the macro {s.selector}.{_nearest(s.selector, read)}")
+
+
+def _check_parameters(statements: Sequence[_Statement], needed: set[str]) -> None:
+    """Refuses parameters that do not exist, and lends what is needed to gin."""
+    for name in needed & _MODULES.keys():
+        _lent(name)
+    for s in statements:
+        name = _last(s.selector)
+        if not s.parameter:
+            continue
+        if name not in _MODULES:
+            raise ConfigError(
+                f"{s.source}: there is nothing called {s.selector} to configure.{_nearest(name, _MODULES)}"
+            )
+        if name in needed:
+            known = list(inspect.signature(_found(name)).parameters)
+            if s.parameter not in known:
+                raise ConfigError(f"{s.source}: {name} has no parameter {s.parameter!r}.{_nearest(s.parameter, known)}")
+
+
+def _last(selector: str) -> str:
+    return selector.rpartition(".")[2]
 
 
 def _nearest(name: str, known: Any) -> str:

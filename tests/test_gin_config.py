@@ -2,10 +2,14 @@
 
 import dataclasses
 import pathlib
+import re
+import subprocess
+import sys
 
 import pytest
 
 from dsbs_jax import gin_config
+from dsbs_jax.data.labelling import LabelConfig
 from dsbs_jax.models.config import SIZES, T5Config, t5_config
 from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, changed_fields
 
@@ -14,8 +18,7 @@ MODEL_DIR = "MODEL_DIR='somewhere'"
 
 
 def make(files=BASE, bindings=(MODEL_DIR,)) -> TrainConfig:
-    gin_config.parse(files, bindings)
-    return gin_config.make(TrainConfig)
+    return gin_config.parse(files, bindings, TrainConfig)()
 
 
 def test_files_are_found_by_name_with_and_without_ending_and_from_any_folder(tmp_path, monkeypatch):
@@ -76,21 +79,43 @@ def test_the_operative_config_makes_the_same_run_again(tmp_path):
     assert make((str(saved),), ()) == config
 
 
-REQUIRED = ("MIXTURE_OR_TASK_NAME", "MODEL", "LABELS_DIR", "TEACHER_CLIENT", "TEACHER_MODEL")
-
-
 def test_every_gin_file_parses():
+    needed = {"MIXTURE_OR_TASK_NAME": "'dsbs_bestiary'", "MODEL": "@T5Config()"}
+    asked = {"LABELS_DIR": "'labels'", "TEACHER_CLIENT": "@OpenAITeacher()"}
     for name in gin_config.names():
         # A teacher's file is read after the verb's own.
-        before = ("runs/train", "runs/label") if name.startswith("teachers/") else ("runs/train",)
-        gin_config.parse((*before, *({name} - {"runs/train.gin"})), (MODEL_DIR,), unneeded=REQUIRED)
+        labels = name.startswith("teachers/") or name == "runs/label.gin"
+        before = ["runs/train", "runs/label"] if labels else ["runs/train"]
+        given = [f"{macro}={value}" for macro, value in (needed | (asked if labels else {})).items()]
+        if name.startswith("teachers/"):
+            given = [word for word in given if not word.startswith("TEACHER_CLIENT")]
+            given += [f"{macro}='a name'" for macro in _required(gin_config.root() / name)]
+        gin_config.parse([*before, name], [MODEL_DIR, *given], LabelConfig if labels else TrainConfig)
+
+
+def _required(path: pathlib.Path) -> list[str]:
+    return re.findall(r"^(\w+) = %gin\.REQUIRED", path.read_text(), flags=re.MULTILINE)
+
+
+def test_what_a_verb_does_not_build_is_neither_imported_nor_missed(tmp_path):
+    own = tmp_path / "own.gin"
+    own.write_text("include 'datasets/bestiary.gin'\nTRAIN_STEPS = 3\nTrainConfig.seed = 1\nDemoConfig.seeds = (1,)\n")
+    code = f"""
+import sys
+from dsbs_jax import gin_config
+from dsbs_jax.data.labelling import LabelConfig
+files = ["runs/train", "runs/label", {str(own)!r}, "teachers/vllm"]
+config = gin_config.parse(files, ["LABELS_DIR='x'", "TEACHER_MODEL='a'"], LabelConfig)()
+assert config.teacher.model == "a"
+assert not {{"jax", "optax", "scipy", "tensorflow"}} & sys.modules.keys(), sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 @pytest.mark.parametrize(("version", "size"), [(version, size) for version in SIZES for size in SIZES[version]])
 def test_model_files_hold_the_published_sizes(version, size):
     name = {"v1_0": "t5", "v1_1": "t5_1_1"}[version] + f"_{size}"
-    gin_config.parse(("runs/train", f"models/{name}"), (MODEL_DIR,), unneeded=("MIXTURE_OR_TASK_NAME",))
-    assert gin_config.make(T5Config) == t5_config(version, size)
+    assert gin_config.parse(("runs/train", f"models/{name}"), (), T5Config)() == t5_config(version, size)
 
 
 def test_changed_fields_are_named_and_places_may_change():
@@ -123,7 +148,8 @@ def test_verbs_that_train_nothing_read_the_same_method(tmp_path):
     )
     config = make((*BASE, str(own)))
     assert [task.prefix for task in config.method.tasks] == ["say: "]
-    assert gin_config.make_store_request()[0] == config.store_request()
+    prepared = gin_config.parse((*BASE, str(own)), (), gin_config.PrepareConfig)()
+    assert prepared.store_request() == config.store_request()
 
 
 def test_root_is_where_the_package_is():
