@@ -8,7 +8,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/compiled
 
 .PHONY: demo test test-slow lint types install clean
 
-demo: $(VENV)/demo  ## Distil a T5 on the embedded dataset: both methods, fractions, seeds, a table, a plot
+demo: $(VENV)/demo  ## The whole method on the embedded dataset: label, distil by both methods, a table, a plot
 	$(BIN)/dsbs demo
 
 test: $(VENV)/test  ## The fast tests
@@ -33,7 +33,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[teacher]'
 	touch $@
 
 $(VENV)/test: pyproject.toml constraints.txt | $(BIN)/python

@@ -22,8 +22,8 @@ TITLES = {
 
 
 def comparison_table(folders: Sequence[pathlib.Path], methods: Sequence[str]) -> str:
-    """A Markdown table of test accuracy: a row per fraction, a column per method, and the paired test of the last
-    method against the first.
+    """A Markdown table of test accuracy: a row per label source and fraction, a column per method, and the paired test
+    of the last method against the first.
 
     Args:
       folders: finished runs' folders, with `summary.json` and `predictions_test.jsonl`.
@@ -32,35 +32,39 @@ def comparison_table(folders: Sequence[pathlib.Path], methods: Sequence[str]) ->
     Raises:
       ValueError: the runs to be paired differ in seeds or test examples.
     """
-    cells: dict[tuple[float, str], dict[int, tuple[float, np.ndarray, list[str]]]] = collections.defaultdict(dict)
+    Cell = dict[int, tuple[float, np.ndarray, list[str]]]
+    cells: dict[tuple[str, float, str], Cell] = collections.defaultdict(dict)
     for folder in folders:
         result = json.loads((folder / "summary.json").read_text())["result"]
         rows = [json.loads(line) for line in (folder / "predictions_test.jsonl").read_text().splitlines()]
-        cell = cells[result["fraction"], result["method"]]
+        cell = cells[result["label_source"], result["fraction"], result["method"]]
         correct = np.array([row["correct"] for row in rows])
         cell[result["seed"]] = (result["test_accuracy"], correct, [row["id"] for row in rows])
     baseline, challenger = methods[0], methods[-1]
     lines = [
-        "| training data | "
+        "| labels | training data | "
         + " | ".join(f"{method}" for method in methods)
         + " | difference | p (examples) | p (seeds) |",
-        "|---" * (len(methods) + 4) + "|",
+        "|---" * (len(methods) + 5) + "|",
     ]
-    for fraction in sorted({fraction for fraction, _ in cells}):
+    for source, fraction in sorted({(source, fraction) for source, fraction, _ in cells}):
         columns = []
         for method in methods:
-            mean, error = mean_and_standard_error([run[0] for run in cells[fraction, method].values()])
+            mean, error = mean_and_standard_error([run[0] for run in cells[source, fraction, method].values()])
             columns.append(f"{mean:.3f} ± {error:.3f}")
-        test = paired_test(*_paired(cells[fraction, challenger], cells[fraction, baseline]))
+        test = paired_test(*_paired(cells[source, fraction, challenger], cells[source, fraction, baseline]))
         lines.append(
-            f"| {fraction:.0%} | " + " | ".join(columns) + f" | {test.difference:+.3f} ± {test.standard_error:.3f} "
+            f"| {source} | {fraction:.0%} | "
+            + " | ".join(columns)
+            + f" | {test.difference:+.3f} ± {test.standard_error:.3f} "
             f"| {test.p_value:.2g} | {test.seed_p_value:.2g} |"
         )
     lines.append("")
     lines.append(
-        f"Test accuracy at the step selected on validation, mean ± standard error over seeds. Difference: {challenger} "
-        f"minus {baseline}, ± standard error over test examples. p (examples): exact two-sided sign-flip test on the "
-        "per-example differences averaged over seeds. p (seeds): paired t-test over seeds."
+        "Test accuracy, against gold labels, at the step selected on validation, mean ± standard error over seeds. "
+        f"Difference: {challenger} minus {baseline}, ± standard error over test examples. p (examples): exact "
+        "two-sided sign-flip test on the per-example differences averaged over seeds. p (seeds): paired t-test over "
+        "seeds."
     )
     return "\n".join(lines)
 

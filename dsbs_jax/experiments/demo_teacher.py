@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import hashlib
+import json
 
 from dsbs_jax.data.dataset import SPLITS
 from dsbs_jax.tasks import bestiary
@@ -73,9 +74,9 @@ def main() -> None:
     """The command line: prints the base URL, then serves until it is killed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
-    parser.add_argument("--seed", type=int, default=bestiary.Parameters.seed, help="of the world")
+    parser.add_argument("--world", type=json.loads, default={}, help='parameters of the world as JSON: {"seed": 1}')
     arguments = parser.parse_args()
-    expert = Expert(bestiary.World(bestiary.Parameters(seed=arguments.seed)))
+    expert = Expert(bestiary.World(bestiary.Parameters(**arguments.world)))
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(answering(expert.answer, MODEL), arguments.port, announce))
 

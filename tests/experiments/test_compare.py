@@ -8,10 +8,10 @@ import pytest
 from dsbs_jax.experiments.compare import comparison_table, plot_fractions
 
 
-def finished_run(folder, method, fraction, seed, correct, ids=None):
+def finished_run(folder, method, fraction, seed, correct, ids=None, labels="gold"):
     """What `train` leaves in a run's folder, as far as a comparison reads it."""
     folder.mkdir()
-    result = {"method": method, "label_source": "gold", "fraction": fraction, "seed": seed}
+    result = {"method": method, "label_source": labels, "fraction": fraction, "seed": seed}
     result["test_accuracy"] = float(np.mean(correct))
     (folder / "summary.json").write_text(json.dumps({"result": result}))
     rows = [{"id": f"test/{i if ids is None else ids[i]}", "correct": bool(c)} for i, c in enumerate(correct)]
@@ -24,8 +24,14 @@ def test_table_has_means_errors_and_the_paired_test(tmp_path):
     for seed, (a, b) in enumerate([([1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1, 0]), ([0] * 8, [1] * 8)]):
         folders.append(finished_run(tmp_path / f"a{seed}", "standard", 0.5, seed, a)[0])
         folders.append(finished_run(tmp_path / f"b{seed}", "step_by_step", 0.5, seed, b)[0])
-    row = next(line for line in comparison_table(folders, ("standard", "step_by_step")).splitlines() if "50%" in line)
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
+        # Other labels are another comparison.
+        folders.append(finished_run(tmp_path / f"c{seed}", "standard", 0.5, seed, [0] * 8, labels="teacher")[0])
+        folders.append(finished_run(tmp_path / f"d{seed}", "step_by_step", 0.5, seed, [0] * 8, labels="teacher")[0])
+    rows = [line for line in comparison_table(folders, ("standard", "step_by_step")).splitlines() if "50%" in line]
+    gold, teacher = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows)
+    assert (gold[0], teacher[0]) == ("gold", "teacher")
+    assert teacher[2:4] == ["0.000 ± 0.000"] * 2
+    cells = gold[1:]
     # Means of (1/8, 0) and (7/8, 1), errors |x1 - x2| / 2.
     assert cells[1:3] == ["0.062 ± 0.062", "0.938 ± 0.062"]
     assert cells[3].startswith("+0.875")

@@ -10,6 +10,9 @@ KEYS = [
 ]
 
 
+pytest.importorskip("openai", reason="the demo asks its teacher with openai: pip install 'dsbs_jax[teacher]'")
+
+
 @pytest.mark.slow
 def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
     folder = tmp_path / "demo"
@@ -21,18 +24,30 @@ def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
     assert process.returncode == 0, process.stderr
     results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     assert all(list(result) == KEYS for result in results)
-    grid = {(result["method"], result["fraction"], result["seed"]) for result in results}
-    assert grid == {(m, f, s) for m in ("standard", "step_by_step") for f in (0.5, 1.0) for s in (0, 1)}
+    grid = {(result["method"], result["label_source"], result["fraction"], result["seed"]) for result in results}
+    labelled = (("gold", 0.5), ("gold", 1.0), ("teacher", 1.0))
+    assert grid == {(m, *cell, s) for m in ("standard", "step_by_step") for cell in labelled for s in (0, 1)}
     assert len(results) == len(grid)
     assert all(result["steps"] == 6 for result in results)
-    assert "| 50% |" in process.stdout
+    assert "| gold | 50% |" in process.stdout
+    assert "| teacher | 100% |" in process.stdout
+    # The teacher was asked for every training row, and is right as often as it says.
+    (labels,) = (folder / "labels").iterdir()
+    card = json.loads((labels / "card.json").read_text())["train"]
+    assert (card["rows"], card["answers"], card["gaps"]) == (960, 960, 0)
+    assert 0.75 < card["accuracy"] < 0.85
+    assert (labels / "train.report.html").stat().st_size > 5000
+    # Teacher's labels leave out the rows whose answer could not be read; gold labels need none.
+    for name, rows in (("standard-gold-1-0", 960), ("standard-teacher-1-0", card["labelled"])):
+        summary = json.loads((folder / name / "summary.json").read_text())
+        assert summary["data"]["training"]["rows_used"] == rows
     assert (folder / "report.md").read_text().strip() in process.stdout
     assert (folder / "accuracy.png").stat().st_size > 5000
     # Every student can be used again, each with its own method and data.
     for method in ("standard", "step_by_step"):
-        process = dsbs("eval", "--model_dir", folder / f"{method}-0.5-1")
+        process = dsbs("eval", "--model_dir", folder / f"{method}-gold-0.5-1")
         assert process.returncode == 0, process.stderr
-        summary = json.loads((folder / f"{method}-0.5-1" / "summary.json").read_text())
+        summary = json.loads((folder / f"{method}-gold-0.5-1" / "summary.json").read_text())
         assert json.loads(process.stdout)["accuracy"] == summary["result"]["test_accuracy"]
 
 
