@@ -37,5 +37,8 @@ def make(folder: pathlib.Path, seed: int = 0, positions: int = 256) -> pathlib.P
         # Wide enough for answers that differ between prompts.
         initializer_range=0.3,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    # `transformers serve` ignores a request's temperature where the model's own settings do not sample.
+    model.generation_config.do_sample = True
+    model.save_pretrained(folder)
     return folder
