@@ -15,6 +15,8 @@ QUICK_COMPILE = "--xla_backend_optimization_level=0"
 # Eight simulated devices for the sharding tests; must be set before JAX starts.
 os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Triton and TensorFlow each bring an LLVM: a process that loads both may crash. No test needs triton.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
