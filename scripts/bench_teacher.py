@@ -10,6 +10,7 @@ messages, about 5,500 characters.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import resource
@@ -33,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--plain", type=int, default=0, help="also so many requests by the SDK as it comes")
     parser.add_argument("--folder", help="for the journal (default: a temporary one)")
     arguments = parser.parse_args()
     command = [sys.executable, "-m", "dsbs_jax.teacher.toy_server"]
@@ -42,6 +44,8 @@ def main() -> None:
             url = server.stdout.readline().strip()
             with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
                 print(json.dumps(_measure(url, arguments.requests, arguments.concurrency, Path(folder))))
+            if arguments.plain:
+                print(json.dumps(asyncio.run(_plain(url, arguments.plain, arguments.concurrency))))
         finally:
             server.terminate()
 
@@ -68,6 +72,28 @@ def _measure(url: str, count: int, concurrency: int, folder: Path) -> dict[str, 
         "resident_mb_at_a_fifth": round(early[3] / 1e6, 1),
         "resident_mb_at_the_end": round(marks[-1][3] / 1e6, 1),
         "resident_mb_peak": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1),
+    }
+
+
+async def _plain(url: str, count: int, concurrency: int) -> dict[str, float]:
+    """The same requests by the SDK's typed call over its own connections, without a journal."""
+    import openai
+
+    requests = _requests(count)
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+
+        async def ask() -> None:
+            for request in requests:
+                messages = [{"role": role, "content": content} for role, content in request.prompt]
+                await client.chat.completions.create(model="toy", messages=messages, max_tokens=256, temperature=0.0)  # type: ignore[arg-type]
+
+        started, busy = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(ask() for _ in range(concurrency)))
+        seconds, busy = time.perf_counter() - started, time.process_time() - busy
+    return {
+        "plain_sdk_answers": count,
+        "answers_per_second": round(count / seconds, 1),
+        "processor_ms_per_answer": round(1e3 * busy / count, 3),
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Protocol
 
 from dsbs_jax.teacher.desk import Asked, Desk, Limits, Task
-from dsbs_jax.teacher.journal import Journal
+from dsbs_jax.teacher.journal import Journal, JournalError
 from dsbs_jax.teacher.pacing import Concurrency, Patience, Window
 from dsbs_jax.teacher.requests import (
     Failure,
@@ -107,6 +107,8 @@ async def ask_all_async(
     grace_seconds: float = 20.0,
 ) -> Asked:
     """`ask_all` for callers that have an event loop, e.g. a notebook."""
+    if journal.path is None:
+        raise JournalError(f"{journal.folder} is open for reading only; answers could not be written.")
     desk = Desk(
         requests,
         teacher.model,

@@ -1,8 +1,10 @@
-"""The HTTP side of the OpenAI SDK for many small requests: aiohttp's connections under the SDK's requests and errors.
+"""The HTTP side of the OpenAI SDK for many small requests: aiohttp's connections under the SDK's requests.
 
-The SDK takes any `httpx.AsyncClient`. httpx's own connection pool takes longer the more connections it holds, and its
-client looks for redirects, cookies and auth flows in every answer, which an LLM's endpoint has no use for; see
-docs/benchmarks.md for what that costs. Imported only where requests are sent.
+The SDK takes any `httpx.AsyncClient`. httpx's own connection pool takes longer the more connections it holds, its
+client looks for redirects, cookies and auth flows in every answer, and the SDK makes the same headers anew for every
+request: together several times the work of sending one (docs/benchmarks.md). So connections are aiohttp's, and a
+request that differs from an earlier one of the SDK's in its body alone is sent with the headers of that one
+(`repeat`). Imported only where requests are sent.
 """
 
 from __future__ import annotations
@@ -39,31 +41,46 @@ class DirectClient(httpx.AsyncClient):
         self._send_key = secret is not None
         self._connect_s = connect_s
         self._session: aiohttp.ClientSession | None = None
-
-    def build_request(self, method: str, url: Any, *, headers: Any = None, content: Any = None, **kwargs: Any) -> Any:
-        """The request as the SDK describes it, without httpx's merging of parameters, cookies and timeouts."""
-        if kwargs.get("files") or kwargs.get("data"):
-            return super().build_request(method, url, headers=headers, content=content, **kwargs)
-        return httpx.Request(method, url, params=kwargs.get("params") or None, headers=headers, content=content)
+        # The headers of the SDK's first post to each URL.
+        self._repeated: dict[str, list[tuple[str, str]]] = {}
 
     async def send(self, request: httpx.Request, **_: Any) -> httpx.Response:
-        """Sends a request and reads its whole answer.
+        """Sends a request of the SDK's and reads its whole answer.
 
         Raises:
           httpx.TimeoutException: it took too long.
           httpx.TransportError: no connection, or it was cut.
         """
-        failure: httpx.TransportError
         if not self._send_key:
             request.headers.pop("Authorization", None)
+        fields = [item for item in request.headers.multi_items() if item[0].lower() != "content-length"]
+        if request.method == "POST" and request.headers.get("Content-Type") == "application/json":
+            self._repeated[str(request.url)] = fields
+        status, headers, body = await self._exchange(request.method, str(request.url), await request.aread(), fields)
+        return httpx.Response(status, headers=headers, content=body, request=request)
+
+    async def repeat(self, url: str, content: bytes) -> tuple[int, dict[str, str], str] | None:
+        """Sends another body to where the SDK has posted one, with the headers that the SDK made for that.
+
+        Returns:
+          Status, headers in lower case, and body; None where the SDK has not posted to this URL yet.
+
+        Raises:
+          httpx.TimeoutException, httpx.TransportError: as `send`.
+        """
+        if url not in self._repeated:
+            return None
+        status, headers, body = await self._exchange("POST", url, content, self._repeated[url])
+        named = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in headers}
+        return status, named, body.decode("utf-8", "replace")
+
+    async def _exchange(
+        self, method: str, url: str, content: bytes, fields: list[tuple[str, str]]
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        failure: httpx.TransportError
         try:
             async with self._open_session().request(
-                request.method,
-                str(request.url),
-                data=await request.aread(),
-                headers=request.headers.multi_items(),
-                allow_redirects=False,
-                proxy=self._proxy,
+                method, url, data=content, headers=fields, allow_redirects=False, proxy=self._proxy
             ) as answer:
                 body = self._secret.hide_bytes(await answer.read())
             headers = [
@@ -72,15 +89,16 @@ class DirectClient(httpx.AsyncClient):
                 # aiohttp has unpacked the body.
                 if name.lower() != b"content-encoding"
             ]
-            return httpx.Response(answer.status, headers=headers, content=body, request=request)
+            return answer.status, headers, body
         except aiohttp.ConnectionTimeoutError as error:
-            failure = httpx.ConnectError(str(error), request=request)
+            failure = httpx.ConnectError(str(error))
         except TimeoutError:
-            failure = httpx.ReadTimeout(f"no answer within {self._timeout_s:g} s", request=request)
+            failure = httpx.ReadTimeout(f"no answer within {self._timeout_s:g} s")
         except aiohttp.ClientConnectorError as error:
-            failure = httpx.ConnectError(str(error), request=request)
+            failure = httpx.ConnectError(str(error))
         except (aiohttp.ClientError, OSError) as error:
-            failure = httpx.ReadError(f"{type(error).__name__}: {error}", request=request)
+            failure = httpx.ReadError(f"{type(error).__name__}: {error}")
+        # Outside of the handlers: aiohttp's error, whose request holds the key, is not in the chain.
         raise failure
 
     def _open_session(self) -> aiohttp.ClientSession:

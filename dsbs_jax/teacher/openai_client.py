@@ -20,6 +20,8 @@ from dsbs_jax.teacher.requests import Failure, Outcome, Request, TeacherError, T
 if TYPE_CHECKING:
     import openai
 
+    from dsbs_jax.teacher.http_client import DirectClient
+
 logger = logging.getLogger(__name__)
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -66,14 +68,14 @@ class OpenAITeacher:
         """See `asking.Teacher`."""
         secret = find_key(self.api_key_variable, self.base_url)
         url = self.base_url.rstrip("/") + replies.endpoint(self.api)
-        async with open_client(self.base_url, secret, self.timeout_s) as client:
+        async with open_client(self.base_url, secret, self.timeout_s) as (client, http):
             answered = False
             unwanted = 0
 
             async def ask(request: Request) -> Outcome | TryAgain:
                 nonlocal answered, unwanted
                 fields = replies.body(request, self.model, desk.sampling, self.api, self.max_tokens_name)
-                outcome = await send(client, url, fields)
+                outcome = await send(client, http, url, fields)
                 if not isinstance(outcome, Failure | TryAgain):
                     answered = True
                 elif isinstance(outcome, Failure) and outcome.reason == replies.BAD_REQUEST and not answered:
@@ -121,8 +123,8 @@ def find_key(variable: str, base_url: str) -> replies.Secret | None:
 @contextlib.asynccontextmanager
 async def open_client(
     base_url: str, secret: replies.Secret | None, timeout_s: float
-) -> AsyncIterator[openai.AsyncOpenAI]:
-    """The SDK's client over our connections.
+) -> AsyncIterator[tuple[openai.AsyncOpenAI, DirectClient]]:
+    """The SDK's client, and the connections under it.
 
     Raises:
       ImportError: the SDK or aiohttp is not installed.
@@ -135,21 +137,27 @@ async def open_client(
         raise ImportError(
             f"Asking a server needs {error.name}; install it with: pip install 'dsbs_jax[teacher]'"
         ) from None
+    http = DirectClient(base_url, timeout_s, secret)
     async with openai.AsyncOpenAI(
         base_url=base_url,
         api_key=secret.reveal() if secret else "none",
         timeout=timeout_s,
         max_retries=0,
-        http_client=DirectClient(base_url, timeout_s, secret),
+        http_client=http,
     ) as client:
-        yield client
+        yield client, http
 
 
-async def send(client: openai.AsyncOpenAI, url: str, fields: dict[str, Any]) -> Outcome | TryAgain:
+async def send(client: openai.AsyncOpenAI, http: DirectClient, url: str, fields: dict[str, Any]) -> Outcome | TryAgain:
     """One attempt at one request.
 
-    The SDK's `post` without its typed parameters and results, which take 5 ms of processor time a request for a
-    prompt of 22 messages (docs/benchmarks.md).
+    The first to a URL is the SDK's, the others repeat it with another body.
+
+    Args:
+      client: the SDK's client.
+      http: the connections under it.
+      url: the whole address.
+      fields: the request's body.
 
     Raises:
       TeacherError: asking further is of no use.
@@ -158,16 +166,18 @@ async def send(client: openai.AsyncOpenAI, url: str, fields: dict[str, Any]) -> 
     import openai
 
     try:
-        response = await client.post(url, cast_to=httpx.Response, content=json.dumps(fields).encode())
-        status, headers, content = response.status_code, response.headers, response.text
+        reply = await http.repeat(url, json.dumps(fields).encode())
+        if reply is None:
+            response = await client.post(url, cast_to=httpx.Response, body=fields)
+            reply = response.status_code, dict(response.headers), response.text
     except openai.APIStatusError as error:
-        status, headers, content = error.status_code, error.response.headers, error.response.text
-    except openai.APITimeoutError:
+        reply = error.status_code, dict(error.response.headers), error.response.text
+    except (openai.APITimeoutError, httpx.TimeoutException):
         return TryAgain("timeout", "no answer in time", congested=True, billed=True)
-    except openai.APIConnectionError as error:
-        cause = error.__cause__
-        told = replies.short(str(cause or error))
+    except (openai.APIConnectionError, httpx.TransportError) as error:
+        cause = error.__cause__ or error
+        told = replies.short(str(cause))
         unsent = isinstance(cause, httpx.ConnectError)
         return TryAgain("no_connection" if unsent else "cut_connection", told, congested=unsent, billed=not unsent)
     # Outside of the handlers: no exception of the SDK, whose request holds the key, is in the chain of ours.
-    return replies.read(status, headers, content)
+    return replies.read(*reply)

@@ -84,7 +84,7 @@ class ProviderBatches:
             raise ValueError(f"{desk.journal.folder} is open for reading only.")
         folder = desk.journal.folder / f"batches-{desk.journal.path.stem}"
         secret = find_key(self.api_key_variable, self.base_url)
-        async with open_client(self.base_url, secret, self.timeout_s) as client:
+        async with open_client(self.base_url, secret, self.timeout_s) as (client, _):
             import openai
 
             refused: tuple[int, Mapping[str, str], str]

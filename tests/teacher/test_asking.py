@@ -459,6 +459,13 @@ def test_the_journal_knows_what_makes_an_answer_reusable(tmp_path, fault_server)
     assert json.loads((tmp_path / "answers.jsonl").read_text().splitlines()[0])["row"].startswith("train/")
 
 
+def test_nothing_is_asked_that_could_not_be_written(tmp_path, fault_server):
+    server = fault_server()
+    with pytest.raises(JournalError, match="open for reading only"):
+        ask_all(requests(3), teacher(server), Journal(tmp_path, read_only=True))
+    assert not server.log()
+
+
 def test_a_journal_that_is_being_written_is_refused(tmp_path):
     with Journal(tmp_path), pytest.raises(JournalError, match="is being written by another process"):
         Journal(tmp_path)

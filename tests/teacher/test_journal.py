@@ -163,10 +163,12 @@ def test_a_reader_does_not_write(tmp_path):
         journal.append([record(0)])
 
 
-# Opens a journal of argv[2] records of 1.5 kB, which it writes first where they are missing; prints what it took.
+# Starts a run over argv[2] finished rows of 1.5 kB, which it writes first where they are missing; prints what it took.
 OPENING = """
 import json, pathlib, resource, sys, time
+from dsbs_jax.teacher.asking import ask_all
 from dsbs_jax.teacher.journal import Journal, Record
+from dsbs_jax.teacher.openai_client import OpenAITeacher
 from dsbs_jax.teacher.requests import Answer, Request, Sampling, request_key
 
 folder, count = pathlib.Path(sys.argv[1]), int(sys.argv[2])
@@ -201,11 +203,13 @@ else:
     with Journal(folder) as journal:
         opened = time.process_time() - busy
         assert len(journal) == count
-        assert all(key in journal for key, _ in keyed())
+        teacher = OpenAITeacher("toy", base_url="http://127.0.0.1:1/v1")
+        done = ask_all((request for _, request in keyed()), teacher, journal, sampling=sampling)
+        assert (done.already, done.sent) == (count, 0)
         checked = time.process_time() - busy
     wall = time.perf_counter() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"open_s": opened, "open_and_check_s": checked, "wall_s": wall, "peak_bytes": peak}))
+    print(json.dumps({"open_s": opened, "restart_s": checked, "wall_s": wall, "peak_bytes": peak}))
 """
 
 
@@ -233,7 +237,7 @@ def test_opening_550000_finished_rows(tmp_path):
     took = measure(tmp_path / "journal", 550_000)
     print(took)
     # Processor time: the machine may do other things.
-    assert took["open_and_check_s"] < 20
+    assert took["restart_s"] < 20
     assert took["peak_bytes"] < 1e9
     # Appending stays linear.
     assert took["second_half_to_first"] < 1.5
