@@ -25,8 +25,9 @@ EXAMPLES = {
     "bench": "dsbs bench train --data_dir DATA",
 }
 
-# Exit codes of a labelling that can go on; 3 for limits and for rows that came to nothing.
+# Exit codes of a labelling that can go on: after a signal, and after limits or rows that came to nothing for now.
 _UNFINISHED = {"SIGINT": 130, "SIGTERM": 143}
+_INCOMPLETE = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,6 +203,7 @@ def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None
     import pathlib
 
     from dsbs_jax.data.label_card import summary
+    from dsbs_jax.data.label_folder import take_journals
     from dsbs_jax.data.labelling import LabelConfig, Labelling
 
     index, _, count = arguments.shard.partition("/")
@@ -226,10 +228,13 @@ def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None
         return 0
     asked = None
     if arguments.merge is not None:
-        labelling.take_journals(arguments.merge)
+        take_journals(labelling.folder, labelling.identity, arguments.merge)
     else:
         asked = labelling.ask()
         print(asked.text())
+        if asked.stopped in _UNFINISHED:
+            # Whoever sent a signal wants an end; `--merge` writes what there is.
+            return _UNFINISHED[asked.stopped]
     if asked is None or int(count) == 1:
         print(summary(labelling.write()))
     else:
@@ -237,7 +242,7 @@ def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None
     if arguments.report:
         print(labelling.report())
     print(f"Labelled rows: {labelling.folder}")
-    return 0 if asked is None or asked.complete else _UNFINISHED.get(asked.stopped or "", 3)
+    return 0 if asked is None or asked.complete else _INCOMPLETE
 
 
 def _parse(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

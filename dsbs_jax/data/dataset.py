@@ -198,11 +198,16 @@ class Dataset:
                 f"{', '.join(self.source_splits)}); where it is held out of train, label train."
             )
         rows = self.read(split, data_dir, **dict(self.arguments))
+        # A generated dataset makes its examples anew each time they are looked at.
+        rows = dataclasses.replace(rows, examples=list(rows.examples))
         if not rows.examples:
             raise ValueError(f"Dataset {self.name!r}: the split {split!r} in {rows.where} has no rows.")
         self._check_gold(rows)
-        extra = [dataclasses.replace(example, label=None) for example in (rows.extra.examples if rows.extra else ())]
-        return [dataclasses.replace(example, teacher=None) for example in (*rows.examples, *extra)]
+        extra = rows.extra.examples if rows.extra else ()
+        return [
+            *(Example(row.id, row.input, row.label, choices=row.choices) for row in rows.examples),
+            *(Example(row.id, row.input, None, choices=row.choices) for row in extra),
+        ]
 
     def examples(self, split: str, data_dir: str | Path | None = None, **options) -> list[Example]:
         """`load(...)` without the counts."""

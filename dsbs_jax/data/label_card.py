@@ -12,6 +12,12 @@ from dsbs_jax.teacher.prices import Prices
 from dsbs_jax.teacher.requests import Answer
 
 UNANSWERED = "unanswered"
+# Ids of unanswered rows that a card names.
+_GAPS_NAMED = 10
+_COLUMNS = (
+    *("split", "rows", "with a label", "with a rationale", "unanswered", "accuracy"),
+    *("samples a row", "answers", "tokens in", "tokens out", "cost"),
+)
 
 
 class Account:
@@ -27,12 +33,14 @@ class Account:
         self._same = same
         self._counts: collections.Counter[str] = collections.Counter()
         self._failures: collections.Counter[str] = collections.Counter()
-        self._seen: set[str] = set()
+        self._seen: set[bytes] = set()
+        self._gaps: list[str] = []
 
     def paid(self, key: str, answer: Answer) -> None:
         """Notes an answer; one that several rows share counts once."""
-        if key not in self._seen:
-            self._seen.add(key)
+        digest = bytes.fromhex(key)
+        if digest not in self._seen:
+            self._seen.add(digest)
             self._counts["prompt_tokens"] += answer.prompt_tokens or 0
             self._counts["completion_tokens"] += answer.completion_tokens or 0
 
@@ -46,6 +54,8 @@ class Account:
             counts["rows_with_fewer_samples"] += 0 < row["samples"] < self._samples
             if row["failure"]:
                 self._failures[row["failure"]] += 1
+                if row["failure"] == UNANSWERED and len(self._gaps) < _GAPS_NAMED:
+                    self._gaps.append(row["id"])
             if row["label"] is not None and row["samples"]:
                 counts["judged"] += 1
                 counts["correct"] += row["teacher_label"] is not None and self._same(row["teacher_label"], row["label"])
@@ -59,7 +69,9 @@ class Account:
             "rows": counts["rows"],
             "labelled": counts["labelled"],
             "rationales": counts["rationales"],
+            "samples": self._samples,
             "gaps": self._failures[UNANSWERED],
+            "first_gaps": self._gaps,
             "rows_with_fewer_samples": counts["rows_with_fewer_samples"],
             "failures": dict(self._failures.most_common()),
             "judged": counts["judged"],
@@ -75,6 +87,10 @@ def summary(card: Mapping[str, Any]) -> str:
     """One split's card in a line or two."""
     parts = [f"{card['rows']} rows: {card['labelled']} with a label, {card['rationales']} with a rationale"]
     parts += [f"{count} {reason}" for reason, count in card["failures"].items()]
+    if card["gaps"]:
+        parts[-1 - list(card["failures"])[::-1].index(UNANSWERED)] += f" ({_listed(card['first_gaps'], card['gaps'])})"
+    if card["rows_with_fewer_samples"]:
+        parts.append(f"{card['rows_with_fewer_samples']} with fewer than {card['samples']} samples")
     if card["duplicates"]:
         parts.append(f"{card['duplicates']} answers came twice, the first counts")
     if card["accuracy"] is not None:
@@ -86,7 +102,7 @@ def card_text(identity: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]
     """The card as Markdown.
 
     Args:
-      identity: what decides the answers: dataset, model, api, prompt, sampling, samples.
+      identity: what decides the answers: dataset, model, api, prompt, sampling.
       cards: `Account.card` by split.
     """
     prompt = identity["prompt"]
@@ -95,22 +111,24 @@ def card_text(identity: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]
         "",
         f"- model: `{identity['model']}`, asked by `{identity['api']}`",
         f"- parameters: `{identity['sampling']}`",
-        f"- samples a row: {identity['samples']}",
         f"- demonstrations: {len(prompt['demonstrations'])}",
-        f"- instruction: {prompt['instruction'] if prompt['demonstrations'] else prompt['zero_shot_instruction']}",
+        f"- instruction: {prompt['instruction']}",
         "",
-        "| split | rows | with a label | with a rationale | unanswered | accuracy | answers | tokens in | out | cost |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| {' | '.join(_COLUMNS)} |",
+        f"|{'---|' * len(_COLUMNS)}",
     ]
     for split, card in cards.items():
         accuracy = "" if card["accuracy"] is None else f"{card['accuracy']:.4f} of {card['judged']}"
         cost = "" if card["cost"] is None else f"{card['cost']:.2f}"
-        lines.append(
-            f"| {split} | {card['rows']} | {card['labelled']} | {card['rationales']} | {card['gaps']} | {accuracy} "
-            f"| {card['answers']} | {card['prompt_tokens']} | {card['completion_tokens']} | {cost} |"
-        )
+        counts = [card[name] for name in ("rows", "labelled", "rationales", "gaps")]
+        asked = [card[name] for name in ("samples", "answers", "prompt_tokens", "completion_tokens")]
+        lines.append(f"| {' | '.join(map(str, [split, *counts, accuracy, *asked, cost]))} |")
     for split, card in cards.items():
         if card["failures"]:
             lines += ["", f"Rows of {split} that were not read in full:", ""]
             lines += [f"- {reason}: {count}" for reason, count in card["failures"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _listed(ids: list[str], count: int) -> str:
+    return ", ".join(ids) + (f" and {count - len(ids)} more" if count > len(ids) else "")

@@ -1,29 +1,23 @@
 """A dataset's rows through a teacher: stage 1 of the method, from rows to a labelled folder that training reads.
 
-    {output}/{model}-{digest}/labelling.json          what decides the answers: prompt, model, parameters
-    {output}/{model}-{digest}/journal/*.jsonl         every raw answer; see `teacher/journal.py`
-    {output}/{model}-{digest}/{split}.jsonl|.parquet  the labelled rows; see `teacher/labelled.py`
-    {output}/{model}-{digest}/card.json, card.md      counts, tokens, cost, accuracy, for each split
-
-Another prompt, model or parameter makes another folder beside the first.
+For the folder see `label_folder.py`. Another prompt, model or parameter makes another folder beside the first.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import itertools
 import json
 import logging
-import re
-import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from dsbs_jax.data.custom import CustomDataset
 from dsbs_jax.data.dataset import Dataset, Value
 from dsbs_jax.data.find import OWN_TASKS, require_dataset
 from dsbs_jax.data.label_card import UNANSWERED, Account, card_text
+from dsbs_jax.data.label_folder import labelling_folder, open_folder, write_whole
+from dsbs_jax.data.label_progress import Progress
 from dsbs_jax.schema import Example, TeacherOutput
 from dsbs_jax.teacher import asking, prices
 from dsbs_jax.teacher.agreement import agree, same_label
@@ -39,7 +33,6 @@ from dsbs_jax.teacher.requests import Answer, Failure, Prompted, Request, Sampli
 logger = logging.getLogger(__name__)
 
 NO_GOLD_LABEL = "no_gold_label"
-LABELLING = "labelling.json"
 
 
 class Teacher(asking.Teacher, Protocol):
@@ -149,17 +142,16 @@ class Labelling:
         stop = config.sampling.stop or self.prompt.stop
         self.sampling = dataclasses.replace(config.sampling, stop=stop)
         self.rows: Sequence[Example] = self.dataset.source_rows(config.split, config.data_dir)
-        self.identity = {
+        identity = {
             "dataset": self.dataset.name,
             "model": config.teacher.model,
             "api": config.teacher.api,
-            "prompt": dataclasses.asdict(self.prompt),
+            "prompt": dataclasses.asdict(self.prompt.as_sent()),
             "sampling": json.loads(self.sampling.canonical),
-            "samples": config.samples,
         }
-        digest = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
-        model = re.sub(r"[^A-Za-z0-9._-]+", "_", config.teacher.model.rstrip("/").rpartition("/")[2])
-        self.folder = Path(config.output) / f"{model}-{digest}"
+        # As it reads back from a file: lists, not tuples.
+        self.identity = json.loads(json.dumps(identity))
+        self.folder = labelling_folder(config.output, self.identity)
 
     # -- Before anything is sent --
 
@@ -178,24 +170,21 @@ class Labelling:
 
     def requests(self) -> Iterator[Request]:
         """The requests of this shard, in the order of the rows."""
-        index, count = self.config.shard
-        for row in self.rows[index::count]:
+        for row in self._shard():
             yield from self._requests_of(row)
 
     def dry_run(self, n: int) -> str:
         """Exactly what would be sent for the first `n` rows, with token counts."""
         counter = prices.token_counter(self.config.tokenizer)
-        lines = []
-        for row in self.rows[:n]:
-            prompt = self.rendered(row)
-            tokens = f"{counter(prompt)} tokens (counted {counter.name})"
-            lines.append(f"=== {row.id}, {self.config.teacher.api}, {tokens}")
+        teacher, lines = self.config.teacher, []
+        for request in itertools.islice((request for request in self.requests() if request.sample == 0), n):
+            prompt = request.prompt
+            lines.append(f"=== {request.row}, {teacher.api}, {counter(prompt)} tokens (counted {counter.name})")
             if isinstance(prompt, str):
                 lines.append(prompt)
             else:
                 lines += [f"--- {role}\n{content}" for role, content in prompt]
-        lines.append(f"=== parameters of every request: {self.sampling.canonical}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"=== model {teacher.model}, parameters {self.sampling.canonical}"])
 
     def estimate(self) -> prices.Estimate:
         """Requests, tokens and money, before anything is sent; what the journal holds already is left out."""
@@ -206,11 +195,15 @@ class Labelling:
 
     # -- Asking --
 
-    def ask(self, progress: Any = None) -> Asked:
-        """Asks what the journal does not hold yet; see `asking.ask_all`."""
-        self._open_folder()
+    def ask(self) -> Asked:
+        """Asks what the journal does not hold yet, telling how it goes; see `asking.ask_all`."""
+        open_folder(self.folder, self.identity)
         index, count = self.config.shard
-        with Journal(self.folder / "journal", f"{self.config.split}-{index:05d}-of-{count:05d}") as journal:
+        total = self.config.samples * sum(not self._left_out(row) for row in self._shard())
+        with (
+            Journal(self.folder / "journal", f"{self.config.split}-{index:05d}-of-{count:05d}") as journal,
+            Progress(total) as progress,
+        ):
             if journal.torn_bytes:
                 logger.info("%d bytes of an answer that a killed run was writing were cut off.", journal.torn_bytes)
             return asking.ask_all(
@@ -221,39 +214,8 @@ class Labelling:
                 sampling=self.sampling,
                 retry_failures=self.config.retry_failures,
                 progress=progress,
-                progress_seconds=10.0,
+                progress_seconds=progress.seconds,
             )
-
-    def take_journals(self, folders: Sequence[str | Path]) -> None:
-        """Copies the journals of shards that other machines labelled into this labelling's.
-
-        Raises:
-          ValueError: a folder holds another labelling; says what differs.
-        """
-        self._open_folder()
-        for folder in map(Path, folders):
-            other = _read_identity(folder)
-            if differing := _differences(other, self.identity):
-                raise ValueError(f"{folder} holds another labelling than {self.folder}: {'; '.join(differing)}.")
-            if folder.resolve() == self.folder.resolve():
-                continue
-            for path in sorted((folder / "journal").glob("*.jsonl")):
-                # Two machines may have used one shard's name; the folder's digest keeps them apart.
-                where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:6]
-                shutil.copyfile(path, self.folder / "journal" / f"{path.stem}-from-{where}.jsonl")
-
-    def _open_folder(self) -> None:
-        path = self.folder / LABELLING
-        if path.is_file():
-            return
-        beside = sorted(self.folder.parent.glob(f"*/{LABELLING}")) if self.folder.parent.is_dir() else []
-        for other in beside:
-            differing = _differences(_read_identity(other.parent), self.identity)
-            logger.info("A new labelling, beside %s: %s.", other.parent.name, "; ".join(differing))
-        (self.folder / "journal").mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.identity, indent=1) + "\n")
-        temporary.replace(path)
 
     # -- What came back --
 
@@ -263,7 +225,7 @@ class Labelling:
         Returns:
           The card of this split.
         """
-        self._open_folder()
+        open_folder(self.folder, self.identity)
         account = Account(self.config.samples, same_label(self.dataset.metric))
         with Journal(self.folder / "journal", read_only=True) as journal:
             path = self.folder / f"{self.config.split}.{self.config.format}"
@@ -275,8 +237,8 @@ class Labelling:
         cards_path = self.folder / "card.json"
         cards = json.loads(cards_path.read_text()) if cards_path.is_file() else {}
         cards[self.config.split] = card
-        cards_path.write_text(json.dumps(cards, indent=1) + "\n")
-        (self.folder / "card.md").write_text(card_text(self.identity, cards))
+        write_whole(cards_path, json.dumps(cards, indent=1) + "\n")
+        write_whole(self.folder / "card.md", card_text(self.identity, cards))
         return card
 
     def report(self) -> str:
@@ -303,9 +265,13 @@ class Labelling:
             label_set=self.dataset.label_set,
             prompt=self.prompt,
         )
-        path.with_suffix(".report.json").write_text(json.dumps(as_json(quality, about), indent=1) + "\n")
-        path.with_suffix(".report.html").write_text(as_html(quality, about), encoding="utf-8")
+        write_whole(path.with_suffix(".report.json"), json.dumps(as_json(quality, about), indent=1) + "\n")
+        write_whole(path.with_suffix(".report.html"), as_html(quality, about))
         return as_text(quality, about)
+
+    def _shard(self) -> Sequence[Example]:
+        index, count = self.config.shard
+        return self.rows if count == 1 else self.rows[index::count]
 
     def _requests_of(self, row: Example) -> list[Request]:
         if self._left_out(row):
@@ -357,23 +323,3 @@ def _with_parser(dataset: Dataset) -> Dataset:
             "or a RegexParser."
         )
     return dataset
-
-
-def _read_identity(folder: Path) -> dict[str, Any]:
-    path = folder / LABELLING
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}: name the folder of a labelling, which `dsbs label` made.")
-    return json.loads(path.read_text())
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """What decides the answers and differs, one phrase each."""
-    phrases = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), json.loads(json.dumps(now.get(name)))
-        if isinstance(old, dict) and isinstance(new, dict):
-            phrases += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            shown = [repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..." for value in (old, new)]
-            phrases.append(f"{prefix}{name} ({shown[0]} there, {shown[1]} here)")
-    return phrases

@@ -84,6 +84,12 @@ class Asked:
         """Whether every request now has an answer or a final failure in the journal."""
         return self.stopped is None and not self.unfinished
 
+    @property
+    def done(self) -> int:
+        """Requests that are through, whatever came of them."""
+        through = self.already + self.shared + self.answered
+        return through + sum(self.failed.values()) + sum(self.unfinished.values())
+
     def text(self) -> str:
         """For people: the counts, and how to go on where something is left."""
         parts = [f"{self.answered} answers in {self.seconds:.0f} s ({self.already} were there, {self.shared} shared)"]

@@ -52,7 +52,9 @@ def _spoken(answer: str) -> tuple[str, str | None]:
     end = max(answer.rfind(tag) + len(tag) if tag in answer else 0 for tag in _THOUGHT)
     if not end and answer.lstrip().startswith(_THINKING):
         return "", UNFINISHED_THINKING
-    text = _BOLD.sub(r"\1", answer[end:])
+    text = answer[end:]
+    if "**" in text:
+        text = _BOLD.sub(r"\1", text)
     return text, None if text.strip() else EMPTY_ANSWER
 
 

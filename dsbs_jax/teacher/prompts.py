@@ -146,6 +146,18 @@ class Prompt:
             )
         return dataclasses.replace(self, question=self.rationalisation_question)
 
+    def as_sent(self) -> Prompt:
+        """The prompt without the texts that are not sent: two that are equal ask the same."""
+        if self.demonstrations:
+            prompt = dataclasses.replace(self, zero_shot_instruction="", zero_shot_trigger="")
+        else:
+            prompt = dataclasses.replace(
+                self, instruction=self.zero_shot_instruction or self.instruction, zero_shot_instruction=""
+            )
+        if self.needs_label:
+            return prompt
+        return dataclasses.replace(prompt, rationalisation_instruction="", rationalisation_question="")
+
     def completion(self, input: str, label: str | None = None) -> str:
         """The text that a completion goes on from; it ends with the cue, without a space after it.
 
