@@ -1,11 +1,14 @@
 """Fixtures shared by all tests."""
 
+import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -97,3 +100,56 @@ def save_torch_t5() -> Callable[..., TorchT5]:
         return TorchT5(model, folder)
 
     return save
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    process: subprocess.Popen
+
+    def control(self, **settings) -> None:
+        """Changes its settings."""
+        data = json.dumps(settings).encode()
+        with _OPENER.open(urllib.request.Request(f"{self.url}/control", data), timeout=30):
+            pass
+
+    def state(self) -> dict:
+        """What it did so far."""
+        with _OPENER.open(f"{self.url}/log", timeout=30) as answer:
+            return json.load(answer)
+
+    def log(self) -> dict[str, list[str]]:
+        """For each prompt, what happened each time it was asked."""
+        return self.state()["log"]
+
+
+# The environment's proxies do not know this machine's loopback address.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@contextlib.contextmanager
+def _running(command: list[str], **options) -> Iterator[Server]:
+    """A process that prints its base URL, ended after the block."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().strip()
+            assert url.startswith("http://127.0.0.1:"), "the server did not start"
+            yield Server(url, process)
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., contextlib.AbstractContextManager[Server]]:
+    """Runs a server of the tests: `with serving([sys.executable, "server.py"]) as server`."""
+    return _running
+
+
+@pytest.fixture(scope="session")
+def label_server(serving) -> Iterator[Server]:
+    """One server of `label_server.py` for the session; each test that uses it resets it by `control`."""
+    with serving([sys.executable, str(pathlib.Path(__file__).with_name("label_server.py"))]) as server:
+        yield server
