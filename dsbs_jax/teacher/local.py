@@ -79,7 +79,7 @@ class LocalTeacher:
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise ImportError(
-                f"A local teacher needs {error.name}; install it with: pip install 'dsbs_jax[teacher]'"
+                f"A local teacher needs {error.name}; install it with: pip install 'dsbs_jax[local-teacher]'"
             ) from None
         device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
         tokenizer = AutoTokenizer.from_pretrained(folder)
