@@ -107,7 +107,7 @@ def find_key(variable: str, base_url: str) -> replies.Secret | None:
     """The key in an environment variable; None where there is none and the server is not OpenAI's.
 
     Raises:
-      ValueError: OpenAI's server, and no key.
+      ValueError: OpenAI's server and no key, or what cannot be one.
     """
     value = os.environ.get(variable, "").strip()
     host = urllib.parse.urlsplit(base_url).hostname or ""
@@ -115,6 +115,9 @@ def find_key(variable: str, base_url: str) -> replies.Secret | None:
         if host == "api.openai.com":
             raise ValueError(f"{base_url} needs a key; put it into the environment variable {variable}.")
         return None
+    if not (value.isascii() and value.isprintable() and " " not in value):
+        # Here, and without the value: later errors would repeat the header.
+        raise ValueError(f"The environment variable {variable} holds characters that no key has; set it again.")
     if base_url.startswith("http:") and host not in _LOOPBACK:
         logger.warning("the key in %s goes to %s without encryption (http)", variable, host)
     return replies.Secret(value)

@@ -13,13 +13,15 @@ import pytest
 from dsbs_jax.teacher.asking import ask_all
 from dsbs_jax.teacher.desk import Asked, Limits
 from dsbs_jax.teacher.journal import Journal, JournalError, read_records
-from dsbs_jax.teacher.openai_client import OpenAITeacher
+from dsbs_jax.teacher.openai_client import OpenAITeacher, find_key
 from dsbs_jax.teacher.pacing import Concurrency, Patience
 from dsbs_jax.teacher.prices import Prices
 from dsbs_jax.teacher.requests import Answer, Failure, Request, Sampling, TeacherError, request_key
 
 # Back-off in tests is as short as it may be.
 QUICK = Patience(first_seconds=0.002, longest_seconds=0.02)
+# For servers that hang. Long enough for a busy machine's answers: one that comes too late is asked for again.
+IMPATIENT = {"timeout_s": 2.0, "concurrency": Concurrency(48, 32, 64)}
 
 
 def requests(count, word="question"):
@@ -102,9 +104,7 @@ def test_through_faults_every_row_is_answered_exactly_once(tmp_path, fault_serve
     server = fault_server(rate=0.2)
     count = 2000
     # Hangs end by the time limit: a short one, or the test would wait.
-    done = ask(
-        tmp_path, requests(count), server, teacher_options={"timeout_s": 1.0, "concurrency": Concurrency(32, 16, 64)}
-    )
+    done = ask(tmp_path, requests(count), server, teacher_options=IMPATIENT)
     kinds = check_faults(tmp_path, server, count, done)
     assert len(kinds) == 15, f"every kind of fault came up: {kinds}"
 
@@ -112,9 +112,7 @@ def test_through_faults_every_row_is_answered_exactly_once(tmp_path, fault_serve
 @pytest.mark.slow
 def test_20000_requests_through_faults(tmp_path, fault_server):
     server = fault_server(rate=0.2)
-    done = ask(
-        tmp_path, requests(20_000), server, teacher_options={"timeout_s": 1.0, "concurrency": Concurrency(32, 16, 64)}
-    )
+    done = ask(tmp_path, requests(20_000), server, teacher_options=IMPATIENT)
     check_faults(tmp_path, server, 20_000, done)
 
 
@@ -275,7 +273,7 @@ url, folder, count = sys.argv[1:4]
 teacher = OpenAITeacher("toy", base_url=url, concurrency=Concurrency(16, 1, 16), timeout_s=30.0)
 rows = (Request(f"train/{n}", f"question {n}") for n in range(int(count)))
 with Journal(folder) as journal:
-    print(ask_all(rows, teacher, journal, grace_seconds=5.0).text(), flush=True)
+    print(ask_all(rows, teacher, journal, grace_seconds=40.0).text(), flush=True)
 """
 
 
@@ -352,8 +350,8 @@ def test_a_second_signal_waits_for_nothing(tmp_path, fault_server):
     process.send_signal(signal.SIGTERM)
     began = time.monotonic()
     process.communicate(timeout=60)
-    # Without the second one it would be the grace of 5 s.
-    assert time.monotonic() - began < 4
+    # Without the second one it would be the grace of 40 s.
+    assert time.monotonic() - began < 30
     assert len(texts(tmp_path)) == 64
 
 
@@ -442,6 +440,13 @@ def test_no_key_is_needed_but_for_openai(tmp_path, fault_server, monkeypatch):
         pytest.raises(ValueError, match="needs a key; put it into the environment variable OPENAI_API_KEY"),
     ):
         ask_all(requests(2), OpenAITeacher("gpt"), journal)
+
+
+def test_what_cannot_be_a_key_is_refused_without_repeating_it(monkeypatch):
+    monkeypatch.setenv("TEACHER_KEY", "\u201csk-123456789\u201d")
+    with pytest.raises(ValueError, match="TEACHER_KEY holds characters that no key has") as refused:
+        find_key("TEACHER_KEY", "http://localhost:1/v1")
+    assert "sk-1" not in repr(refused.value)
 
 
 def test_an_address_with_a_password_is_refused_without_repeating_it():

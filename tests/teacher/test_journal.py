@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsbs_jax.teacher import journal as journal_module
@@ -24,6 +24,7 @@ outcomes = st.builds(Answer, texts, st.none() | texts, counts, counts) | st.buil
 records = st.builds(Record, texts.filter(bool), texts, st.integers(0, 99), outcomes)
 
 
+@settings(deadline=None)
 @given(st.lists(records, max_size=8, unique_by=lambda one: one.key))
 def test_what_is_written_is_read_back(tmp_path_factory, written):
     folder = tmp_path_factory.mktemp("journal")
@@ -37,6 +38,7 @@ def test_what_is_written_is_read_back(tmp_path_factory, written):
             opened.close()
 
 
+@settings(deadline=None)
 @given(cut=st.integers(0, 400))
 def test_a_torn_end_is_cut_off_and_counted_and_nothing_else(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("journal")
