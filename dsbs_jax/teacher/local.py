@@ -15,6 +15,7 @@ from typing import Any, Literal
 from dsbs_jax.teacher.asking import ask_each
 from dsbs_jax.teacher.desk import Desk
 from dsbs_jax.teacher.pacing import Concurrency, Patience
+from dsbs_jax.teacher.replies import Api
 from dsbs_jax.teacher.requests import Answer, Failure, Outcome, Prompted, Request, Sampling, TryAgain, request_key
 
 CONTEXT_TOO_LONG = "context_too_long"
@@ -30,6 +31,7 @@ class LocalTeacher:
     Attributes:
       model_folder: config.json, weights, and the tokenizer's files.
       name: the model's name in keys; None takes the folder's name. Another model needs another name.
+      api: the kind of prompt: `chat` for a tokenizer with a chat template, `completions` for a base model.
       batch_size: requests that are generated together.
       device: `cpu`, `cuda`, `cuda:1`, ...; None takes a GPU where there is one.
       dtype: of weights and activations; `auto` as they were saved.
@@ -37,11 +39,14 @@ class LocalTeacher:
 
     model_folder: str
     name: str | None = None
+    api: Api = "chat"
     batch_size: int = 8
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
     def __post_init__(self) -> None:
+        if self.api not in ("chat", "completions"):
+            raise ValueError(f"LocalTeacher: api is {self.api!r}; it must be 'chat' or 'completions'.")
         if self.batch_size < 1:
             raise ValueError(f"LocalTeacher: batch_size is {self.batch_size}; it must be at least 1.")
 
