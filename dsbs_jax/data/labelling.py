@@ -102,7 +102,7 @@ class LabelConfig:
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError(
                 f"{self.samples} samples of greedy answers would be one answer {self.samples} times: set "
-                "Sampling.temperature, e.g. to 0.7."
+                "Sampling.temperature (the macro TEMPERATURE), e.g. to 0.7."
             )
 
 
