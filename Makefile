@@ -6,16 +6,20 @@ BIN := $(VENV)/bin
 export DSBS_STORE_DIR ?= $(CURDIR)/.cache/stores
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/compiled
 
+# A file's tests share what they set up, so files are what is dealt out. Each worker may take 4 GB.
+WORKERS ?= 2
+SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
+
 .PHONY: demo test test-slow lint types install clean
 
 demo: $(VENV)/demo  ## The whole method on the embedded dataset: label, distil by both methods, a table, a plot
 	$(BIN)/dsbs demo
 
 test: $(VENV)/test  ## The fast tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/test  ## The long tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
 lint: $(VENV)/dev  ## Lint, format check, import order of the rooms
 	$(BIN)/ruff check .

@@ -72,7 +72,7 @@ def _line(text: str) -> str:
 
 def _choice(text: str) -> str:
     parts = _CHOICE.split(text, maxsplit=2)
-    return parts[1].strip().removesuffix(".") if len(parts) > 1 else ""
+    return _rest(parts[1]) if len(parts) > 1 else ""
 
 
 def _parentheses(text: str) -> str:

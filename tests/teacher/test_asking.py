@@ -253,10 +253,12 @@ def test_progress_tells_only_what_is_on_disk(tmp_path, fault_server):
     assert seen[-1] == (300, 300)
 
 
-def test_concurrency_adapts_to_a_server_that_is_congested(tmp_path, fault_server):
+def test_concurrency_grows_to_its_maximum_where_nothing_is_wrong_and_not_beyond(tmp_path, fault_server):
     server = fault_server(delay_s=0.01)
-    ask(tmp_path / "free", requests(600), server, teacher_options={"concurrency": Concurrency(2, 1, 32)})
-    assert server.state()["most_in_flight"] == 32
+    # From 2 it takes 2 + 3 + ... + 32 = 527 answers. How many are in flight at once is the machine's business.
+    asked = ask(tmp_path / "free", requests(600), server, teacher_options={"concurrency": Concurrency(2, 1, 32)})
+    assert asked.concurrency == 32
+    assert server.state()["most_in_flight"] <= 32
 
 
 # --- processes that die ---

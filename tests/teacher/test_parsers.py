@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dsbs_jax.schema import TeacherOutput
@@ -96,6 +96,7 @@ ANSWERS = st.lists(PIECES, max_size=14).map("".join) | st.text(max_size=60)
 
 
 @given(ANSWERS)
+@example("So the answer is(a)Answer: .")
 def test_any_text_gives_a_result_without_blank_fields(answer):
     for parse in PARSERS.values():
         output = parse(answer)

@@ -138,7 +138,12 @@ def start(server, folder, die=""):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("die", ["before_submit", "after_create", "after_submit", "while_ingesting", "before_cleaning"])
+# The two that cost most if they were wrong are tried each time.
+@pytest.mark.parametrize(
+    "die",
+    ["after_create", "while_ingesting"]
+    + [pytest.param(die, marks=pytest.mark.slow) for die in ("before_submit", "after_submit", "before_cleaning")],
+)
 def test_killed_anywhere_nothing_is_submitted_twice(tmp_path, fault_server, die):
     server = fault_server(batch_polls=2)
     # Dies at the same place again and again, then is left alone.

@@ -183,6 +183,7 @@ def test_a_run_killed_between_its_last_evaluation_and_its_summary_ends_as_it_wou
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_early_stop_ends_a_run_that_gets_no_better_and_stays_ended(dsbs, tmp_path):
     # A student that does not learn: the first evaluation is the best, two more end the run.
     still = ("--gin.LEARNING_RATE=0.0", "--gin.EARLY_STOP=2", "--gin.EVAL_PERIOD=4", "--gin.DROPOUT_RATE=0.0")
