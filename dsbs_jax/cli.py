@@ -209,6 +209,9 @@ def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None
     index, _, count = arguments.shard.partition("/")
     if not (index.isdecimal() and count.isdecimal()):
         raise ValueError(f"--shard is {arguments.shard!r}; it must be I/N, e.g. 0/4.")
+    part = int(count) > 1 and arguments.merge is None
+    if part and arguments.report:
+        raise ValueError("--report judges all rows: give it with --merge, when every shard is labelled.")
     flags = {
         "LABELS_DIR": arguments.output or f"labels/{pathlib.Path(arguments.dataset).stem}",
         "SPLIT": arguments.split,
@@ -235,13 +238,13 @@ def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None
         if asked.stopped in _UNFINISHED:
             # Whoever sent a signal wants an end; `--merge` writes what there is.
             return _UNFINISHED[asked.stopped]
-    if asked is None or int(count) == 1:
-        print(summary(labelling.write()))
-    else:
+    if part:
         print(f"Shard {arguments.shard} lies in {labelling.folder}/journal; join all shards with --merge.")
-    if arguments.report:
-        print(labelling.report())
-    print(f"Labelled rows: {labelling.folder}")
+    else:
+        print(summary(labelling.write()))
+        if arguments.report:
+            print(labelling.report())
+        print(f"Labelled rows: {labelling.folder}")
     return 0 if asked is None or asked.complete else _INCOMPLETE
 
 

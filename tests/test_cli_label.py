@@ -181,7 +181,7 @@ def test_two_shards_at_once_in_one_folder(words, start, dsbs, label_server):
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert out.startswith(f"{ROWS // 2} answers in ")
-        assert "join all shards with --merge" in out
+        assert out.splitlines()[-1].endswith("join all shards with --merge.")
     merged = dsbs(*words, "--merge")
     assert merged.returncode == 0, merged.stderr
     assert "unanswered" not in merged.stdout
@@ -223,6 +223,7 @@ def test_a_server_that_is_not_there_is_one_sentence(dsbs, words):
     [
         (("--shard", "1of2"), "--shard is '1of2'; it must be I/N"),
         (("--shard", "2/2"), "shard is 2/2; it must be 0/2 to 1/2"),
+        (("--shard", "0/2", "--report"), "give it with --merge"),
         (("--split", "dev"), "has no split 'dev' of its own"),
         (("--prompt", "/nowhere.toml"), "/nowhere.toml"),
         (("--merge", "/nowhere"), "name the folder of a labelling"),

@@ -115,6 +115,12 @@ def differences(there: Identity, here: Identity, prefix: str = "") -> list[str]:
         if isinstance(old, dict) and isinstance(new, dict):
             phrases += differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            shown = [repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..." for value in (old, new)]
-            phrases.append(f"{prefix}{name} ({shown[0]} there, {shown[1]} here)")
+            phrases.append(f"{prefix}{name} ({_shown(old)} there, {_shown(new)} here)")
     return phrases
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    if len(text) <= 60:
+        return text
+    return f"{len(value)} of them" if isinstance(value, list) else f"{text[:57]}..."
