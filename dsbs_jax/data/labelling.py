@@ -22,6 +22,7 @@ from dsbs_jax.schema import Example, TeacherOutput
 from dsbs_jax.teacher import asking, prices
 from dsbs_jax.teacher.agreement import agree, same_label
 from dsbs_jax.teacher.desk import Asked, Limits
+from dsbs_jax.teacher.filters import NO_GOLD_LABEL
 from dsbs_jax.teacher.journal import Journal
 from dsbs_jax.teacher.labelled import FORMATS, LabelledRow, labelled_file, read_labelled, write_labelled
 from dsbs_jax.teacher.prompts import Prompt, make_prompt
@@ -31,8 +32,6 @@ from dsbs_jax.teacher.report_html import as_html
 from dsbs_jax.teacher.requests import Answer, Failure, Prompted, Request, Sampling, request_key
 
 logger = logging.getLogger(__name__)
-
-NO_GOLD_LABEL = "no_gold_label"
 
 
 class Teacher(asking.Teacher, Protocol):
@@ -114,7 +113,8 @@ class Labelling:
       dataset: the dataset.
       prompt: with its options applied.
       sampling: with the prompt's stop texts.
-      folder: the labelling's own.
+      identity: what decides the answers, as JSON values.
+      folder: the labelling's own, by its identity.
       rows: the split's, in its order.
     """
 
