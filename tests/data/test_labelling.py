@@ -313,6 +313,17 @@ def test_a_dataset_of_ones_own(label, label_server, sent, tickets):
     assert {example.rationale for example in read.examples} == {"It is a NAME."}
 
 
+def test_rows_with_the_same_text_share_one_answer_that_is_paid_once(label, label_server, sent, tickets, tmp_path):
+    label_server.control(answers=["It is a name. => network"])
+    lines = (tmp_path / "tickets.jsonl").read_text()
+    (tmp_path / "tickets.jsonl").write_text(lines + lines)
+    labelling = label(**tickets, limits=Limits(prices=Prices(1e4, 0.0)))
+    assert labelling.ask().shared == len(sent()) == 3
+    card = labelling.write()
+    assert (card["rows"], card["labelled"], card["answers"], card["prompt_tokens"]) == (6, 6, 3, 300)
+    assert card["cost"] == 3.0
+
+
 def test_rationalisation_shows_the_gold_label_and_leaves_out_rows_without_one(label, label_server, sent, tickets):
     label_server.control(answers=["Names are the network's. => network"])
     labelling = label(**tickets, rationalise=True)
