@@ -241,7 +241,10 @@ def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None
     if part:
         print(f"Shard {arguments.shard} lies in {labelling.folder}/journal; join all shards with --merge.")
     else:
-        print(summary(labelling.write()))
+        card = labelling.written() if asked is not None and asked.nothing_new else None
+        if card is not None:
+            print("Nothing is new: the labelled rows are those of the last run. (--merge writes them again.)")
+        print(summary(card or labelling.write()))
         if arguments.report:
             print(labelling.report())
         print(f"Labelled rows: {labelling.folder}")

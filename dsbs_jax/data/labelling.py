@@ -6,12 +6,14 @@ For the folder see `label_folder.py`. Another prompt, model or parameter makes a
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from dsbs_jax import __version__
 from dsbs_jax.data.custom import CustomDataset
 from dsbs_jax.data.dataset import Dataset, Value
 from dsbs_jax.data.find import OWN_TASKS, require_dataset
@@ -32,6 +34,8 @@ from dsbs_jax.teacher.report_html import as_html
 from dsbs_jax.teacher.requests import Answer, Failure, Prompted, Request, Sampling, request_key
 
 logger = logging.getLogger(__name__)
+
+CARD = "card.json"
 
 
 class Teacher(asking.Teacher, Protocol):
@@ -233,13 +237,32 @@ class Labelling:
             for suffix in FORMATS:
                 if suffix != self.config.format:
                     path.with_suffix(f".{suffix}").unlink(missing_ok=True)
-            card = account.card(self.config.limits.prices) | {"duplicates": journal.duplicates}
-        cards_path = self.folder / "card.json"
+            card = account.card(self.config.limits.prices)
+            card |= {"duplicates": journal.duplicates, "made_of": self._made_of()}
+        cards_path = self.folder / CARD
         cards = json.loads(cards_path.read_text()) if cards_path.is_file() else {}
         cards[self.config.split] = card
         write_whole(cards_path, json.dumps(cards, indent=1) + "\n")
         write_whole(self.folder / "card.md", card_text(self.identity, cards))
         return card
+
+    def written(self) -> dict[str, Any] | None:
+        """The card of the labelled rows on disk, or None where `write` would make others: of other rows, by another
+        version of this package, or from a journal that has grown."""
+        path, cards_path = self.folder / f"{self.config.split}.{self.config.format}", self.folder / CARD
+        if not (path.is_file() and cards_path.is_file()):
+            return None
+        card = json.loads(cards_path.read_text()).get(self.config.split)
+        journals = (self.folder / "journal").glob("*.jsonl")
+        fresh = all(journal.stat().st_mtime_ns < path.stat().st_mtime_ns for journal in journals)
+        return card if fresh and card and card.get("made_of") == self._made_of() else None
+
+    def _made_of(self) -> dict[str, str | int]:
+        """What decides the labelled rows besides the journal."""
+        rows = hashlib.blake2b(digest_size=16)
+        for row in self.rows:
+            rows.update(json.dumps([row.id, row.input, row.label]).encode())
+        return {"version": __version__, "rows": rows.hexdigest(), "samples": self.config.samples}
 
     def report(self) -> str:
         """Judges the labelled rows; leaves `{split}.report.json` and `{split}.report.html` beside them.

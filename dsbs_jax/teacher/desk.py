@@ -80,6 +80,11 @@ class Asked:
     stopped: str | None = None
 
     @property
+    def nothing_new(self) -> bool:
+        """Whether the journal is as it was."""
+        return not (self.answered or self.failed)
+
+    @property
     def complete(self) -> bool:
         """Whether every request now has an answer or a final failure in the journal."""
         return self.stopped is None and not self.unfinished

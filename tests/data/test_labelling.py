@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 import threading
 
@@ -74,6 +75,20 @@ def test_every_row_is_labelled_in_its_order(label, sent):
     assert f"{right / ROWS:.4f} of {ROWS}" in (labelling.folder / "card.md").read_text()
     assert "teacher's accuracy" in labelling.report()
     assert "<svg" in (labelling.folder / "train.report.html").read_text()
+
+
+def test_rows_are_written_again_only_where_something_is_new(label):
+    first = label()
+    assert first.written() is None
+    assert not first.ask().nothing_new
+    card = first.write()
+    assert label().ask().nothing_new
+    assert label().written() == card
+    assert label(format="parquet").written() is None
+    assert label(dataset_arguments=(("creatures", 12), ("seed", 1))).written() is None
+    (journal,) = (first.folder / "journal").glob("*.jsonl")
+    os.utime(journal)
+    assert label().written() is None
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
