@@ -134,8 +134,9 @@ def test_adafactor_treats_scanned_layers_one_by_one(options):
     scanned = run(make_optimizer(config, STEPS, SCANNED), params, gradients)
     unrolled = run(make_optimizer(config, STEPS), unroll(params), [unroll(gradient) for gradient in gradients])
     for path, array in unroll(scanned).items():
-        # The same float32 sums, grouped by another compiler pass.
-        np.testing.assert_allclose(array, unrolled[path], rtol=1e-5, atol=1e-7)
+        # The same float32 sums, grouped by another compiler pass. Parameters are of order 1, where a float32's last bit
+        # is 1.2e-7: one that an update takes to near 0 may be off by two of those.
+        np.testing.assert_allclose(array, unrolled[path], rtol=1e-5, atol=2.4e-7)
     as_one_tensor = run(make_optimizer(config, STEPS), params, gradients)
     assert not np.allclose(as_one_tensor["encoder"]["wi"], scanned["encoder"]["wi"], rtol=1e-3)
 
