@@ -35,9 +35,11 @@ def test_counts_are_those_of_our_and_of_transformers_model(version, size):
 
     torch = pytest.importorskip("torch", reason="needs the extra `parity`")
     transformers = pytest.importorskip("transformers")
+    # Importing lazily inside the context would import parts of torch on the meta device.
+    model_class, config_class = transformers.T5ForConditionalGeneration, transformers.T5Config
     with torch.device("meta"):
-        model = transformers.T5ForConditionalGeneration(
-            transformers.T5Config(
+        model = model_class(
+            config_class(
                 vocab_size=config.vocab_size,
                 d_model=config.d_model,
                 d_kv=config.d_kv,

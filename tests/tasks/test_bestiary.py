@@ -226,15 +226,15 @@ def test_the_vocabulary_spells_all_of_ascii(text):
     assert "</s>" in text or 2 not in vocabulary.encode(text)
 
 
+@pytest.mark.skipif(
+    sentencepiece.__version__ != "0.2.3", reason="made with sentencepiece 0.2.3; others train slightly different pieces"
+)
 def test_the_script_makes_the_committed_vocabulary(tmp_path):
     made = tmp_path / "made.model"
     script = REPOSITORY / "scripts" / "make_bestiary_vocabulary.py"
     subprocess.run([sys.executable, str(script), "--output", str(made)], check=True, capture_output=True)
-    ours, committed = (sentencepiece.SentencePieceProcessor(str(path)) for path in (made, VOCABULARY_PATH))
-    ids = range(committed.get_piece_size())
-    assert [ours.id_to_piece(i) for i in ids] == [committed.id_to_piece(i) for i in ids]
-    # Releases of sentencepiece differ in the third decimal of a score; the best segmentation is the same.
-    scores = [[model.get_score(i) for i in ids] for model in (ours, committed)]
-    assert scores[0] == pytest.approx(scores[1], abs=5e-3)
-    texts = [example.input for example in generate(Parameters(), "test")]
-    assert ours.encode(texts) == committed.encode(texts)
+    pieces = [
+        [(p.id_to_piece(i), round(p.get_score(i), 3)) for i in range(p.get_piece_size())]
+        for p in (sentencepiece.SentencePieceProcessor(str(path)) for path in (made, VOCABULARY_PATH))
+    ]
+    assert pieces[0] == pieces[1]
