@@ -107,17 +107,11 @@ def _parser() -> argparse.ArgumentParser:
         help="join shards into the labelled rows; send nothing. FOLDERs: labellings that other machines made",
     )
 
-    sub = verbs.add_parser(
-        "parse",
-        help="read rationales and labels out of files of raw answers",
-        epilog=f"example: {EXAMPLES['parse']}",
-        allow_abbrev=False,
-    )
-    sub.add_argument("--dataset", required=True, help="a name such as cqa")
+    sub = verb("parse", _parse, "read rationales and labels out of files of raw answers")
+    sub.add_argument("--dataset", required=True, help="a name such as cqa, or a gin file of your own")
     sub.add_argument("--answers", required=True, nargs="+", help="JSON lists of strings: files, or patterns in quotes")
     sub.add_argument("--data", help="the file with the rows, in the order of the answers: judges the answers by them")
     sub.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    sub.set_defaults(run=_parse)
 
     sub = verb("train", _train, "train a student and evaluate it; goes on where a stopped run ended")
     sub.add_argument("--model_dir", help="the run's folder (the macro MODEL_DIR)")
@@ -252,9 +246,14 @@ def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None
 
 
 def _parse(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    from dsbs_jax.data.custom import CustomDataset
     from dsbs_jax.data.parse_answers import parse_answers, render
 
-    print(render(parse_answers(arguments.dataset, arguments.answers, arguments.data), arguments.json))
+    dataset: str | CustomDataset = arguments.dataset
+    # What a gin file, or anything else of gin, describes is a dataset of one's own.
+    if bindings or arguments.gin_file or arguments.dataset.endswith(".gin"):
+        dataset = _parse_gin(arguments, bindings, CustomDataset, "runs/train", arguments.dataset)()
+    print(render(parse_answers(dataset, arguments.answers, arguments.data), arguments.json))
 
 
 def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

@@ -322,6 +322,29 @@ def test_parse_tells_what_is_in_files_of_answers(dsbs, answer_files):
     assert "teacher's accuracy: 25.00% of 4 rows" in text
 
 
+def test_parse_reads_answers_of_a_dataset_of_ones_own_by_a_regular_expression(dsbs, tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        '{"body": "no light", "team": "network"}\n{"body": "late", "team": "billing"}\n'
+    )
+    (tmp_path / "answers.json").write_text(json.dumps(["A cable. TEAM=network", "Who knows?"]))
+    (tmp_path / "tickets.gin").write_text(
+        "include 'datasets/custom.gin'\n"
+        "CustomDataset.name = 'tickets'\n"
+        "CustomDataset.train = 'rows.jsonl'\n"
+        "CustomDataset.input = '{body}'\n"
+        "CustomDataset.label = '{team}'\n"
+        "CustomDataset.parser = @RegexParser()\n"
+        "RegexParser.pattern = '(?P<rationale>.+) TEAM=(?P<label>\\\\w+)'\n"
+    )
+    words = ("--dataset", tmp_path / "tickets.gin", "--answers", tmp_path / "answers.json")
+    process = dsbs("parse", *words, "--data", tmp_path / "rows.jsonl", "--json")
+    assert process.returncode == 0, process.stderr
+    report = json.loads(process.stdout)
+    assert (report["parsed"], report["failures"], report["teacher_accuracy"]) == (1, {"no_match": 1}, 0.5)
+    process = dsbs("parse", *words, "--gin.CustomDataset.nane='x'")
+    assert "Did you mean name?" in process.stderr.splitlines()[-1]
+
+
 def test_parse_refuses_in_one_sentence(dsbs, answer_files):
     answers, data = answer_files
     (answers.parent / "bad.json").write_text('{"answers": 3}')

@@ -21,12 +21,12 @@ from dsbs_jax.teacher.agreement import same_label
 from dsbs_jax.teacher.answers import answer_files, read_answers
 from dsbs_jax.teacher.filters import Filter
 from dsbs_jax.teacher.labelled import labelled_file, output_of, read_labelled
+from dsbs_jax.teacher.parsers import LABEL_OUTSIDE_SET
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_TEACHER = "llm"
 Value = int | float | str
 
-LABEL_OUTSIDE_SET = "label_outside_set"
 NOTHING_TO_LEARN = "neither a gold label nor a teacher's answer"
 NO_GOLD_LABEL = "no gold label to evaluate against"
 
@@ -240,6 +240,12 @@ class Dataset:
             return [dataclasses.replace(e, teacher=None) if e.teacher else e for e in rows.examples]
         if (path := find_labelled(rows.folder, teacher, rows.answers_split)) is not None:
             return self._with_labelled(rows, path, required)
+        has_files = rows.folder is not None and answer_files(rows.folder, teacher, rows.answers_split)
+        if required and "/" in teacher and not has_files:
+            raise FileNotFoundError(
+                f"{teacher} holds no labelled rows of the split {rows.answers_split!r}: name the folder that "
+                "`dsbs label` printed last, which lies in its output."
+            )
         examples = [self.with_teacher(e, e.teacher) if e.teacher else e for e in rows.examples]
         if self.parse is None or rows.folder is None:
             return examples
@@ -266,17 +272,18 @@ class Dataset:
 
     def _with_labelled(self, rows: Rows, path: Path, required: bool) -> list[Example]:
         """The rows with the outputs of a labelled folder, by id; a row that nobody labelled keeps none."""
-        labelled = {row["id"]: row for row in read_labelled(path)}
+        # Without the raw answers, which may be many times as long.
+        labelled = {row["id"]: (row["input"], output_of(row)) for row in read_labelled(path)}
         examples = []
         for example in rows.examples:
-            row = labelled.get(example.id)
-            if row is not None and row["input"] != example.input:
+            text, output = labelled.get(example.id, (example.input, None))
+            if text != example.input:
                 raise ValueError(
-                    f"{path}, row {example.id}: the input {row['input'][:60]!r} is not that of {rows.where}, "
+                    f"{path}, row {example.id}: the input {text[:60]!r} is not that of {rows.where}, "
                     f"{example.input[:60]!r}: another dataset was labelled, or with other arguments."
                 )
             example = dataclasses.replace(example, teacher=None)
-            examples.append(example if row is None else self.with_teacher(example, output_of(row)))
+            examples.append(example if output is None else self.with_teacher(example, output))
         if required and not any(example.teacher for example in examples):
             raise ValueError(f"{path} holds none of the rows of {rows.where}; name a folder that labelled them.")
         return examples

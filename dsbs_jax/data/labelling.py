@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from dsbs_jax import __version__
@@ -102,8 +103,11 @@ class LabelConfig:
             raise ValueError(f"shard is {index}/{count}; it must be 0/{count} to {count - 1}/{count}.")
         if self.format not in FORMATS:
             raise ValueError(f"format is {self.format!r}; it must be one of {', '.join(FORMATS)}.")
-        if self.samples < 1:
-            raise ValueError(f"samples is {self.samples}; it must be at least 1.")
+        if not isinstance(self.samples, int) or self.samples < 1:
+            raise ValueError(f"samples is {self.samples!r}; it must be a whole number of at least 1.")
+        for name in ("demonstrations", "demonstration_seed"):
+            if not isinstance(getattr(self, name), int | None):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a whole number.")
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError(
                 f"{self.samples} samples of greedy answers would be one answer {self.samples} times: set "
@@ -250,8 +254,8 @@ class Labelling:
         return card
 
     def written(self) -> dict[str, Any] | None:
-        """The card of the labelled rows on disk, or None where `write` would make others: of other rows, by another
-        version of this package, or from a journal that has grown."""
+        """The card of the labelled rows on disk, or None where `write` would make others: of other rows, read by
+        another parser or version of this package, at other prices, or from a journal that has grown."""
         path, cards_path = self.folder / f"{self.config.split}.{self.config.format}", self.folder / CARD
         if not (path.is_file() and cards_path.is_file()):
             return None
@@ -264,8 +268,19 @@ class Labelling:
         """What decides the labelled rows besides the journal."""
         rows = hashlib.blake2b(digest_size=16)
         for row in self.rows:
-            rows.update(f"{row.id}\0{row.input}\0{row.label}\0".encode("utf-8", "surrogatepass"))
-        return {"version": __version__, "rows": rows.hexdigest(), "samples": self.config.samples}
+            text = "\0".join((row.id, row.input, str(row.label), *row.choices, ""))
+            rows.update(text.encode("utf-8", "surrogatepass"))
+        dataset, code = self.dataset, hashlib.blake2b(digest_size=8)
+        for module in ("parsers.py", "agreement.py"):
+            code.update(Path(asking.__file__).with_name(module).read_bytes())
+        return {
+            "version": __version__,
+            "code": code.hexdigest(),
+            "rows": rows.hexdigest(),
+            "samples": self.config.samples,
+            "reading": repr((dataset.parse, dataset.label_set, dataset.metric)),
+            "prices": repr(self.config.limits.prices),
+        }
 
     def report(self) -> str:
         """Judges the labelled rows; leaves `{split}.report.json` and `{split}.report.html` beside them.

@@ -21,6 +21,7 @@ from dsbs_jax.data.sources import convert, read_file
 from dsbs_jax.metrics.accuracy import score
 from dsbs_jax.schema import Example
 from dsbs_jax.teacher.answers import read_answer_files
+from dsbs_jax.teacher.parsers import LABEL_OUTSIDE_SET
 
 # Rows shown for each reason.
 _SHOWN = 3
@@ -69,7 +70,7 @@ def parse_answers(
         reason = output.failure
         if output.label is not None and label is None:
             outside += 1
-            reason = reason or "label_outside_set"
+            reason = reason or LABEL_OUTSIDE_SET
         if output.failure:
             failures[output.failure] += 1
         if reason and len(shown[reason]) < _SHOWN:
@@ -109,7 +110,7 @@ def find_answers(patterns: Sequence[str | Path]) -> list[Path]:
 def render(report: Mapping[str, Any], as_json: bool = False) -> str:
     """The report of `parse_answers` as text, or as one JSON object."""
     if as_json:
-        return json.dumps(report, indent=1, ensure_ascii=False)
+        return json.dumps(report, indent=1)
     rows = report["rows"]
     lines = [f"{report['dataset']}: {report['parsed']} of {rows} answers read in full"]
     lines += [f"  {reason}: {count}" for reason, count in report["failures"].items()]

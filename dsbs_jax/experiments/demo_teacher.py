@@ -48,9 +48,7 @@ class Expert:
         if pair is None:
             return "I know nothing about that."
         # A question's luck is its own: asked again, it gets the same answer.
-        chance, which = (
-            int.from_bytes(hashlib.sha256(f"{i}/{question}".encode()).digest()[:8]) / 2**64 for i in (0, 1)
-        )
+        chance, which = (_uniform(f"{draw}/{question}") for draw in (0, 1))
         creature, index = divmod(pair, self._world.parameters.attributes)
         name, kind = self._world.creatures[creature], int(self._world.kind_of[creature])
         if chance < self._rambling:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
 
 from dsbs_jax.teacher.agreement import SameLabel
 from dsbs_jax.teacher.labelled import LabelledRow
@@ -66,15 +64,3 @@ class Filter:
         if self.max_rationale_words is not None and words > self.max_rationale_words:
             return LONG_RATIONALE
         return LITTLE_AGREEMENT if row["agreement"] < self.min_agreement else None
-
-
-def kept(
-    rows: Iterable[LabelledRow], filter: Filter, same: SameLabel, dropped: collections.Counter[str]
-) -> Iterator[LabelledRow]:
-    """The rows that a filter keeps, one at a time; counts the others in `dropped`, by reason."""
-    for row in rows:
-        reason = filter.reason(row, same)
-        if reason is None:
-            yield row
-        else:
-            dropped[reason] += 1

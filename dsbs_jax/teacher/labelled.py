@@ -10,6 +10,7 @@ A row holds `id`, `input`, `label` (gold, or null), `answers` (the teacher's raw
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def read_labelled(path: Path) -> Iterator[LabelledRow]:
         import pyarrow.parquet
 
         with pyarrow.parquet.ParquetFile(path) as file:
+            if missing := {"id", "input", "rationale", "teacher_label"} - set(file.schema_arrow.names):
+                raise ValueError(f"{path} is no labelled dataset: it has no column {', '.join(sorted(missing))}.")
             for batch in file.iter_batches(_ROWS_A_GROUP):
                 yield from batch.to_pylist()
         return
@@ -56,7 +59,8 @@ def read_labelled(path: Path) -> Iterator[LabelledRow]:
 
 def write_labelled(path: Path, rows: Iterable[LabelledRow]) -> int:
     """Writes rows in the format of the path's suffix and returns their number; the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Two machines that share the folder may write it at the same time, each by a name of its own.
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     count = 0
     try:
         if path.suffix == ".parquet":

@@ -37,6 +37,8 @@ NO_MATCH = "no_match"
 SEVERAL_MARKERS = "several_markers"
 NO_LABEL = "no_label"
 NO_RATIONALE = "no_rationale"
+# Of an answer that was read: the row, or the label set, does not have this label (`data/dataset.py`).
+LABEL_OUTSIDE_SET = "label_outside_set"
 
 _THINKING = ("<think>", "<thinking>")
 _THOUGHT = ("</think>", "</thinking>")

@@ -69,7 +69,7 @@ class Quality:
       read: rows whose rationale and label were both read.
       with_label: rows with a teacher's label.
       with_rationale: rows with a rationale.
-      judged: rows with a gold label.
+      judged: rows with a gold label and an answer.
       correct: of those, the ones whose teacher's label is the gold label. A row without a teacher's label is wrong.
       confusion: gold label -> teacher's label (or `(no label)`, `(other)`) -> rows; empty where labels are no classes.
       failures: rows by reason code.
@@ -168,7 +168,7 @@ def measure(
             "read": label is not None and rationale is not None,
             "with_label": label is not None,
             "with_rationale": rationale is not None,
-            "judged": gold is not None,
+            "judged": gold is not None and answered > 0,
             "correct": correct,
         }
         counts.update(name for name, is_so in found.items() if is_so)
@@ -178,7 +178,7 @@ def measure(
         if failure:
             failures[failure] += 1
             samples.add(f"failure {failure}", row)
-        if gold is not None:
+        if found["judged"]:
             confusion.add(gold, label)
             if label is not None:
                 samples.add("right" if correct else "wrong", row)

@@ -12,7 +12,6 @@ from dsbs_jax.teacher.quality import NO_LABEL, OTHER_LABEL, QUANTILES, Quality, 
 # A confusion of more classes than these is no table that anyone reads.
 WIDEST_CONFUSION = 12
 _MOST_CLASSES = 12
-_LABEL_OUTSIDE_SET = "label_outside_set"
 # What to do about a failure.
 MENDS: Mapping[str, str] = {
     parsers.EMPTY_ANSWER: "the teacher said nothing; see the stop sequences of the prompt",
@@ -22,7 +21,7 @@ MENDS: Mapping[str, str] = {
     parsers.SEVERAL_MARKERS: "the answer goes on after its label; add a stop sequence to the prompt",
     parsers.NO_LABEL: "the marker is there and no label follows; raise max_tokens, or show the layout more clearly",
     parsers.NO_RATIONALE: "the teacher gave a label without a reason; ask for the reason first",
-    _LABEL_OUTSIDE_SET: "the teacher gave a label that the row does not have; name the labels in the instruction",
+    parsers.LABEL_OUTSIDE_SET: "the row has no such label as the teacher gave; name the labels in the instruction",
 }
 
 

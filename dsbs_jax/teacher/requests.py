@@ -38,17 +38,21 @@ class Sampling:
     extra: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"Sampling: max_tokens is {self.max_tokens}; it must be at least 1.")
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise ValueError(f"Sampling: max_tokens is {self.max_tokens!r}; it must be a whole number of at least 1.")
         if self.temperature is not None and self.temperature < 0:
             raise ValueError(f"Sampling: temperature is {self.temperature}; it must be at least 0.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"Sampling: top_p is {self.top_p}; it must be above 0 and at most 1.")
-        if isinstance(self.stop, str) or not all(self.stop):
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise ValueError(f"Sampling: stop is {self.stop!r}; it must be a tuple of texts, none of them empty.")
         # gin and JSON give lists.
         object.__setattr__(self, "stop", tuple(self.stop))
         object.__setattr__(self, "extra", tuple((str(name), value) for name, value in self.extra))
+        try:
+            json.dumps(dict(self.extra))
+        except TypeError as error:
+            raise ValueError(f"Sampling: extra is {self.extra!r}; its values must be JSON's ({error}).") from None
 
     @functools.cached_property
     def canonical(self) -> str:

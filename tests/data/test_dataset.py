@@ -181,6 +181,9 @@ def test_a_labelled_folder_of_another_dataset_is_refused(tmp_path):
     write_labelled(tmp_path / "palm" / "train.jsonl", [labelled(1, split="other")])
     with pytest.raises(ValueError, match="holds none of the rows"):
         TOY.load("train", tmp_path, teacher="palm")
+    # One folder too high: nothing else may stand in for the teacher that was asked for.
+    with pytest.raises(FileNotFoundError, match="holds no labelled rows of the split 'train'"):
+        TOY.load("train", None, teacher=str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere/palm of a teacher"):
         TOY.load("train", tmp_path, teacher=str(tmp_path / "nowhere" / "palm"))
 

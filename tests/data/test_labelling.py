@@ -85,10 +85,49 @@ def test_rows_are_written_again_only_where_something_is_new(label):
     assert label().ask().nothing_new
     assert label().written() == card
     assert label(format="parquet").written() is None
+    assert label(limits=Limits(prices=Prices(1.0, 2.0))).written() is None
     assert label(dataset_arguments=(("creatures", 12), ("seed", 1))).written() is None
     (journal,) = (first.folder / "journal").glob("*.jsonl")
     os.utime(journal)
     assert label().written() is None
+
+
+def test_rows_are_written_again_for_another_parser(label, monkeypatch):
+    first = label()
+    first.ask()
+    card = first.write()
+    monkeypatch.setitem(
+        DATASETS,
+        "bestiary",
+        dataclasses.replace(DATASETS["bestiary"], parse=RegexParser("(?P<rationale>.+) is (?P<label>x)")),
+    )
+    # The prompt's demonstrations do not read back with it; the labelling is the same, read in another way.
+    monkeypatch.setattr("dsbs_jax.data.labelling.make_prompt", lambda *_, **__: first.prompt)
+    again = label()
+    assert again.folder == first.folder
+    assert again.ask().nothing_new
+    assert again.written() is None
+    assert again.write()["labelled"] != card["labelled"]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"demonstrations": "4"}, "demonstrations is '4'; it must be a whole number"),
+        ({"demonstrations": 2.5}, "demonstrations is 2.5"),
+        ({"samples": "3"}, "samples is '3'"),
+        ({"sampling": {"max_tokens": 2.5}}, "max_tokens is 2.5"),
+        ({"sampling": {"stop": (1,)}}, r"stop is \(1,\)"),
+        ({"sampling": {"extra": (("a", b"b"),)}}, "its values must be JSON's"),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused_in_a_sentence(label, options, sentence):
+    def make():
+        sampling = {"sampling": Sampling(**options["sampling"])} if "sampling" in options else {}
+        return label(**options | sampling)
+
+    with pytest.raises(ValueError, match=sentence):
+        make()
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])

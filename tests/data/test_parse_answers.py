@@ -130,3 +130,9 @@ def test_neither_tensorflow_nor_jax_is_loaded(cqa):
         "print([name for name in ('tensorflow', 'jax', 'seqio', 'gin') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_half_a_surrogate_pair_can_be_printed(tmp_path):
+    (tmp_path / "answers.json").write_text('["no idea \\ud83d"]', encoding="ascii")
+    text = render(parse_answers("cqa", [tmp_path / "answers.json"]), as_json=True)
+    assert json.loads(text.encode("utf-8"))["rows"] == 1

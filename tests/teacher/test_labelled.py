@@ -72,3 +72,13 @@ def test_a_line_that_is_no_row_is_named(tmp_path):
     path.write_text(json.dumps(row(0)) + "\n" + json.dumps({"id": "train/1"}) + "\n")
     with pytest.raises(ValueError, match=r"train\.jsonl, line 2: this is no row of a labelled dataset"):
         list(read_labelled(path))
+
+
+def test_a_parquet_file_that_is_something_else_is_named(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"question": ["x"], "input": ["y"]}), path)
+    with pytest.raises(ValueError, match=r"train\.parquet is no labelled dataset: it has no column id, rationale"):
+        next(read_labelled(path))

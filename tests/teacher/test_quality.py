@@ -38,13 +38,24 @@ def test_accuracy_counts_rows_without_a_label_as_wrong():
         row(2, label=None, failure="no_label"),
         row(3, gold=None),
         row(4, label=None, rationale=None, failure="no_marker"),
+        # Nobody answered this one yet: it says nothing of the teacher.
+        row(
+            5,
+            label=None,
+            rationale=None,
+            failure="unanswered",
+            answers=[],
+            samples=0,
+            prompt_tokens=0,
+            completion_tokens=0,
+        ),
     ]
     quality = measure(rows, EXACT, label_set=NLI)
-    assert (quality.rows, quality.read, quality.with_label, quality.with_rationale) == (5, 3, 3, 4)
+    assert (quality.rows, quality.read, quality.with_label, quality.with_rationale) == (6, 3, 3, 4)
     assert (quality.judged, quality.correct, quality.accuracy) == (4, 1, 0.25)
     assert quality.confusion == {"neutral": {"neutral": 1, "contradiction": 1, "(no label)": 2}}
     assert quality.classes() == {"neutral": (4, 1)}
-    assert quality.failures == {"no_label": 1, "no_marker": 1}
+    assert quality.failures == {"no_label": 1, "no_marker": 1, "unanswered": 1}
     assert [sample.id for sample in quality.failure_samples["no_marker"]] == ["train/4"]
     assert [sample.id for sample in quality.wrong_samples] == ["train/1"]
     assert [sample.id for sample in quality.right_samples] == ["train/0"]
