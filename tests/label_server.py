@@ -4,6 +4,7 @@ It answers the bestiary's questions for a small world, remembers every body that
 `POST /control` says:
 
     status, echo   refuse everything with this status; repeat the key in the message
+    after          answer so many requests before refusing any
     answers        answer with these in turn, by the request's seed, instead
     hold           from the so-many-th request on, answer nothing before the next `POST /control`
 
@@ -32,7 +33,7 @@ class LabelServer:
         self.reset({})
 
     def reset(self, settings: dict) -> None:
-        self.settings = {"status": None, "echo": False, "answers": None, "hold": None} | settings
+        self.settings = {"status": None, "echo": False, "after": 0, "answers": None, "hold": None} | settings
         self.bodies: list[dict] = []
         self.answered = 0
         self.released.set()
@@ -60,7 +61,7 @@ class LabelServer:
             self.bodies.append(body)
             number = len(self.bodies)
             self.came.notify_all()
-        if self.settings["status"]:
+        if self.settings["status"] and number > self.settings["after"]:
             told = f"no, {call.headers.get('authorization')}" if self.settings["echo"] else "no"
             return reply({"error": {"message": told}}, self.settings["status"])
         if self.settings["hold"] is not None and number > self.settings["hold"]:

@@ -435,13 +435,15 @@ def test_parquet_takes_the_place_of_json_lines(label):
 
 
 def test_a_final_failure_stays_until_it_is_asked_for_again(label, label_server, sent):
-    label_server.control(status=400)
-    labelling = label(teacher={"unwanted_in_a_row": 1000})
-    assert labelling.ask().failed == {"bad_request": ROWS}
-    assert labelling.write()["failures"] == {"bad_request": ROWS}
+    # A server that answered is right about the rows that it refuses.
+    label_server.control(status=400, after=20)
+    labelling = label()
+    asked = labelling.ask()
+    assert (asked.answered, asked.failed) == (20, {"bad_request": ROWS - 20})
+    assert labelling.write()["failures"]["bad_request"] == ROWS - 20
     label_server.control()
     assert label().ask().sent == 0
-    assert label(retry_failures=True).ask().answered == ROWS
+    assert label(retry_failures=True).ask().answered == ROWS - 20
     assert labelling.write()["failures"].keys() == {"no_marker"}
 
 
