@@ -240,6 +240,18 @@ class Desk:
         self._unfinished[reason] += 1
         self._put(task, Failure(reason, message, final=False))
 
+    def refused(self, request: Request) -> None:
+        """An attempt was refused, which costs nothing; whether for good is told by `give_up`, `confirm` after it."""
+        self._settle(Task("", request, self.bound(request)), 0.0)
+
+    def confirm(self, request: Request, failure: Failure) -> None:
+        """What was given up turns out to be final: counted and journalled as such."""
+        self._unfinished[failure.reason] -= 1
+        # `+` drops what is down to zero.
+        self._unfinished = +self._unfinished
+        final = dataclasses.replace(failure, final=True)
+        self._put(Task(request_key(request, self._model, self.sampling), request, 0.0), final)
+
     def forget(self, task: Task) -> None:
         """The request was handed out and is not going to be asked: the run is ending."""
         self._open.discard(task.key)

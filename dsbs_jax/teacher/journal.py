@@ -158,6 +158,11 @@ class Journal:
     def __contains__(self, key: object) -> bool:
         return key in self._locations
 
+    @property
+    def answers(self) -> int:
+        """The number of keys with an answer."""
+        return len(self._locations) - len(self._failed)
+
     def failed(self, key: str) -> bool:
         """Whether the key's record is a final failure."""
         return key in self._failed
@@ -246,11 +251,7 @@ class Journal:
         except OSError:
             logger.warning("%s: this file system has no locks; make sure that one process alone writes it", self.path)
         # The file's name must survive a power loss as well as what is in it.
-        folder = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.folder)
 
     def _load(self, number: int, path: Path) -> None:
         end = 0
@@ -275,6 +276,15 @@ class Journal:
 
 
 _ANSWERED = Answer("")
+
+
+def sync_folder(folder: Path) -> None:
+    """The names of the folder's files are on disk when this returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_records(folder: str | Path, names: Iterable[str] | None = None) -> Iterator[Record]:

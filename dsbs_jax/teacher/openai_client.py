@@ -15,7 +15,7 @@ from dsbs_jax.teacher import replies
 from dsbs_jax.teacher.asking import ask_each
 from dsbs_jax.teacher.desk import Desk
 from dsbs_jax.teacher.pacing import Concurrency, Patience
-from dsbs_jax.teacher.requests import Failure, Outcome, Request, TeacherError, TryAgain
+from dsbs_jax.teacher.requests import Failure, Outcome, Request, TryAgain
 
 if TYPE_CHECKING:
     import openai
@@ -42,7 +42,8 @@ class OpenAITeacher:
       timeout_s: for one attempt, in seconds.
       concurrency: bounds of the requests in flight.
       patience: how long a request is tried.
-      unwanted_in_a_row: the run stops where the first so many requests are all refused as wrong (status 400).
+      unwanted_in_a_row: the run stops where the first so many requests are all refused as wrong or too long. Until the
+        first answer no refusal is final: its cause may lie in the parameters.
     """
 
     model: str
@@ -65,29 +66,39 @@ class OpenAITeacher:
             raise ValueError(f"OpenAITeacher: timeout_s is {self.timeout_s}; it must be above 0.")
 
     async def work(self, desk: Desk) -> None:
-        """See `asking.Teacher`."""
+        """See `asking.Teacher`.
+
+        Raises:
+          TeacherError: refusals and no answer, neither now nor in the journal.
+        """
         secret = find_key(self.api_key_variable, self.base_url)
         url = self.base_url.rstrip("/") + replies.endpoint(self.api)
         async with open_client(self.base_url, secret, self.timeout_s) as (client, http):
             answered = False
-            unwanted = 0
+            unwanted: list[tuple[Request, Failure]] = []
 
             async def ask(request: Request) -> Outcome | TryAgain:
-                nonlocal answered, unwanted
+                nonlocal answered
                 fields = replies.body(request, self.model, desk.sampling, self.api, self.max_tokens_name)
                 outcome = await send(client, http, url, fields)
                 if not isinstance(outcome, Failure | TryAgain):
                     answered = True
-                elif isinstance(outcome, Failure) and outcome.reason == replies.BAD_REQUEST and not answered:
-                    unwanted += 1
-                    if unwanted >= self.unwanted_in_a_row:
-                        raise TeacherError(
-                            f"The teacher refused the first {unwanted} requests as wrong ({outcome.message}); see the "
-                            f"parameters that are sent (max_tokens_name, temperature, extra) and the endpoint (api)."
-                        )
+                elif isinstance(outcome, Failure) and outcome.reason in replies.UNWANTED and not answered:
+                    outcome = dataclasses.replace(outcome, final=False)
+                    unwanted.append((request, outcome))
+                    if len(unwanted) >= self.unwanted_in_a_row:
+                        raise replies.refused_all(len(unwanted), outcome.message)
+                    desk.refused(request)
                 return outcome
 
             await ask_each(desk, ask, self.concurrency, self.patience)
+            if desk.error is not None or not unwanted:
+                return
+            # An answer of an earlier start counts too: the last rows may be the ones that are refused.
+            if not answered and not desk.journal.answers:
+                raise replies.refused_all(len(unwanted), unwanted[-1][1].message)
+            for refused, failure in unwanted:
+                desk.confirm(refused, failure)
 
 
 def check_address(base_url: str) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsbs_jax.teacher import replies
 from dsbs_jax.teacher.desk import Desk, Task
+from dsbs_jax.teacher.journal import sync_folder
 from dsbs_jax.teacher.openai_client import OPENAI_URL, check_address, find_key, open_client
 from dsbs_jax.teacher.requests import Failure, Outcome, Request, TeacherError, TryAgain
 
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 # The name of our id in a batch's metadata.
 _METADATA = "dsbs_batch"
 _OVER = ("completed", "failed", "expired", "cancelled")
+# So many refusals and no answer are not the rows' own, even where an earlier start got answers.
+_UNWANTED = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +121,9 @@ class _Run:
         self._folder = folder
         self._failed_attempts: dict[str, int] = {}
         self._again: list[Task] = []
+        self._answered = False
+        # Our ids of batches that an earlier start sent, maybe with other parameters.
+        self._adopted: set[str] = set()
         self._left_over: Task | None = None
 
     async def work(self) -> None:
@@ -163,6 +169,7 @@ class _Run:
                 continue
             self._note(name, batch_id)
             adopted[name] = batch_id
+            self._adopted.add(name)
             for task in self._tasks(name).values():
                 self._desk.adopt(task.key, task.bound)
         return adopted
@@ -210,7 +217,7 @@ class _Run:
             rows.unlink()
             return None
         rows.rename(self._folder / f"{name}.rows.jsonl")
-        _sync(self._folder)
+        sync_folder(self._folder)
         return name
 
     async def _next(self) -> Task | None:
@@ -249,7 +256,7 @@ class _Run:
             file.flush()
             os.fsync(file.fileno())
         part.rename(self._folder / f"{name}.json")
-        _sync(self._folder)
+        sync_folder(self._folder)
 
     async def _find(self, name: str) -> str | None:
         async for batch in self._client.batches.list(limit=100):
@@ -283,31 +290,62 @@ class _Run:
 
     async def _fetch(self, name: str, batch_id: str) -> bool:
         """Ingests a batch if it is over; False where it is not."""
-        batch = await self._client.batches.retrieve(batch_id)
+        import openai
+
+        batch = None
+        with contextlib.suppress(openai.NotFoundError):
+            batch = await self._client.batches.retrieve(batch_id)
+        if batch is None:
+            raise TeacherError(
+                f"The provider does not know the batch {batch_id}; see whether the key is of the account that sent it, "
+                f"or remove {self._folder / name}.json, .jsonl and .rows.jsonl and its rows are asked again."
+            )
         if batch.status not in _OVER:
             return False
         tasks = self._tasks(name)
         total = len(tasks)
+        refused: list[tuple[Task, Failure]] = []
+        gone = False
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
-                content = await self._client.files.content(file_id)
+                try:
+                    content = await self._client.files.content(file_id)
+                except openai.NotFoundError:
+                    gone = True
+                    continue
                 # Not `iter_lines`: that also ends lines at separators which JSON allows inside of texts.
                 for line in content.read().split(b"\n"):
-                    await self._ingest(line, tasks)
+                    await self._ingest(line, tasks, refused)
+        if gone:
+            told = f"The provider has no longer the answers of the batch {batch_id} ({self._folder / name}.json)"
+            logger.warning("%s; %d rows are asked again.", told, len(tasks))
         if batch.status == "failed" and len(tasks) == total:
             errors = batch.errors.data if batch.errors and batch.errors.data else []
             told = "; ".join(replies.short(str(error.message)) for error in errors[:3]) or "no reason was given"
             self._remove(name)
             raise TeacherError(f"The provider refused the batch {batch_id} ({told}); see model and parameters.")
+        # Without an answer of these parameters it may be they that are refused; an answer of an earlier start counts
+        # where few are: the last rows may be the ones that are refused.
+        if refused and not self._answered and (len(refused) >= _UNWANTED or not self._desk.journal.answers):
+            if name not in self._adopted:
+                self._remove(name)
+                raise replies.refused_all(len(refused), refused[0][1].message)
+            tasks |= {task.key: task for task, _ in refused}
+            refused = []
+        for task, failure in refused:
+            await self._desk.deliver(task, failure)
         prompts = self._prompts(name, tasks)
         for task in tasks.values():
-            await self._lost(dataclasses.replace(task, request=prompts[task.key]), batch.status)
+            await self._lost(dataclasses.replace(task, request=prompts[task.key]), batch.status, billed=gone)
         await self._desk.written()
         self._remove(name)
         return True
 
-    async def _ingest(self, line: bytes, tasks: dict[str, Task]) -> None:
-        """Delivers one line's outcome and takes its task out of `tasks`; leaves it there where there is none."""
+    async def _ingest(self, line: bytes, tasks: dict[str, Task], refused: list[tuple[Task, Failure]]) -> None:
+        """Delivers one line's outcome and takes its task out of `tasks`; leaves it there where there is none.
+
+        What is refused goes into `refused`: whether for good is seen when all lines are.
+        """
         try:
             item = json.loads(line)
             task = tasks[item["custom_id"]]
@@ -324,10 +362,14 @@ class _Run:
         if isinstance(outcome, TryAgain) or (isinstance(outcome, Failure) and not outcome.final):
             return
         del tasks[task.key]
+        if isinstance(outcome, Failure) and outcome.reason in replies.UNWANTED:
+            refused.append((task, outcome))
+            return
+        self._answered = True
         await self._desk.deliver(task, outcome)
 
-    async def _lost(self, task: Task, status: str) -> None:
-        self._desk.lost(task, "no_answer_in_batch", billed=False)
+    async def _lost(self, task: Task, status: str, billed: bool) -> None:
+        self._desk.lost(task, "no_answer_in_batch", billed=billed)
         failures = self._failed_attempts.get(task.key, 0) + 1
         self._failed_attempts[task.key] = failures
         if failures >= self._teacher.attempts:
@@ -354,11 +396,3 @@ class _Run:
         # With the rows' file gone first the batch is over, whatever else is left of it.
         for suffix in (".rows.jsonl", ".rows.jsonl.part", ".jsonl", ".json", ".json.part"):
             (self._folder / f"{name}{suffix}").unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

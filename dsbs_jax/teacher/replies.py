@@ -24,6 +24,8 @@ Api = Literal["chat", "completions"]
 CONTEXT_TOO_LONG = "context_too_long"
 CONTENT_FILTER = "content_filter"
 BAD_REQUEST = "bad_request"
+# Of the row, or of every row: of the parameters, or of demonstrations that fill the context.
+UNWANTED = (BAD_REQUEST, CONTEXT_TOO_LONG)
 
 _LONGEST_MESSAGE = 300
 # Shorter ones (`EMPTY`, `none`) are placeholders for servers that want no key.
@@ -33,6 +35,8 @@ _TOO_LONG = re.compile(
     r"exceeds?.{0,40}tokens",
     re.IGNORECASE,
 )
+# `max_tokens` alone is above what the model ever writes, whatever the prompt.
+_ANSWER_TOO_LONG = re.compile(r"max_\w*tokens\W.{0,60}too large|at most \d+ (completion|output) tokens", re.IGNORECASE)
 # Codes of a 429 that waiting does not mend.
 _NO_MONEY = ("insufficient_quota", "billing_not_active", "billing_hard_limit_reached")
 
@@ -172,11 +176,25 @@ def _read_error(status: int, headers: Mapping[str, str], content: str) -> Outcom
         raise TeacherError(f"The teacher refuses to answer ({told}); see what the key may do and what it may spend.")
     if status == 404:
         raise TeacherError(f"The teacher does not know this model or this address ({told}); see model and base_url.")
-    if status == 413 or (status in (400, 422) and (code == "context_length_exceeded" or _TOO_LONG.search(message))):
+    if status == 413 or (status in (400, 422) and (code == "context_length_exceeded" or _prompt_too_long(message))):
         return Failure(CONTEXT_TOO_LONG, told)
     if status in (400, 422):
         return Failure(CONTENT_FILTER if code == "content_filter" else BAD_REQUEST, told)
     raise TeacherError(f"The teacher's server answers what no OpenAI-compatible server does ({told}); see base_url.")
+
+
+def _prompt_too_long(message: str) -> bool:
+    if _ANSWER_TOO_LONG.search(message) and "context" not in message.lower():
+        return False
+    return _TOO_LONG.search(message) is not None
+
+
+def refused_all(count: int, message: str) -> TeacherError:
+    """What ends a run that got refusals and no answer: their cause is in what all requests share."""
+    return TeacherError(
+        f"The teacher refused the first {count} requests as wrong ({message}); see the parameters that are sent "
+        f"(max_tokens, max_tokens_name, temperature, extra), the length of the demonstrations, and the endpoint (api)."
+    )
 
 
 def _error(content: str) -> tuple[str, str]:

@@ -56,6 +56,7 @@ class FaultServer:
             "status_body": None,
             "batch_polls": 1,
             "batch_faults": {},
+            "batch_refuses": False,
             "max_batch_requests": 50_000,
         } | settings
         self.log: dict[str, list[str]] = collections.defaultdict(list)
@@ -187,6 +188,8 @@ class FaultServer:
                 {"id": name, "object": "file", "bytes": 1, "created_at": 0, "filename": name, "purpose": "batch"}
             )
         if path.startswith("/v1/files/"):
+            if self.settings["batch_faults"].pop("gone", 0):
+                return reply({"error": {"message": "No such File object"}}, 404)
             return reply(self.files[path.split("/")[3]])
         if call.method == "POST" and path == "/v1/batches":
             return self.create(call.json())
@@ -196,7 +199,9 @@ class FaultServer:
             first = names.index(after[1]) + 1 if after else 0
             page = self.batches[::-1][first : first + 2]
             return reply({"object": "list", "data": page, "has_more": first + 2 < len(names)})
-        batch = next(batch for batch in self.batches if batch["id"] == path.split("/")[3])
+        batch = next((batch for batch in self.batches if batch["id"] == path.split("/")[3]), None)
+        if batch is None:
+            return reply({"error": {"message": "No batch found with that id"}}, 404)
         return self.poll(batch)
 
     def create(self, body: dict) -> Reply:
@@ -215,6 +220,8 @@ class FaultServer:
             "metadata": body.get("metadata"),
         }
         self.batches.append(batch | {"polls": 0})
+        if not self.settings["batch_polls"]:
+            self.finish(self.batches[-1])
         if self.settings["batch_faults"].pop("create_cut", 0):
             return Reply(b"", close=True)
         return reply(batch)
@@ -236,7 +243,8 @@ class FaultServer:
             body = item["body"]
             asked = body["messages"][-1]["content"] if chat else body["prompt"]
             fault = next((name for name in ("expired", "line_500", "missing") if faults.get(name, 0) > 0), "ok")
-            fault = "length" if "length" in asked.split() else fault
+            fault = next((word for word in ("length", "invalid") if word in asked.split()), fault)
+            fault = "invalid" if self.settings["batch_refuses"] else fault
             if fault in faults:
                 faults[fault] -= 1
             self.log[asked].append(fault)
@@ -246,6 +254,8 @@ class FaultServer:
                     400,
                     {"error": {"message": "maximum context length", "code": "context_length_exceeded"}},
                 )
+            elif fault == "invalid":
+                status, content = 400, {"error": {"message": "Unsupported parameter: 'max_tokens'."}}
             elif fault == "line_500":
                 status, content = 500, {"error": {"message": "an error of ours"}}
             out = {"id": "r", "custom_id": item["custom_id"], "error": None}

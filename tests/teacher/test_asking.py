@@ -182,10 +182,38 @@ def test_what_every_request_would_meet_ends_the_run(tmp_path, fault_server, stat
     assert not texts(tmp_path)
 
 
-def test_parameters_that_the_server_refuses_end_the_run_early(tmp_path, fault_server):
-    server = fault_server(status=400)
-    with pytest.raises(TeacherError, match="refused the first 20 requests as wrong"):
-        ask(tmp_path, requests(1000), server)
+WRONG = {"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'."}}
+LONG = {"error": {"message": "This model's maximum context length is 8192 tokens."}}
+
+
+@pytest.mark.parametrize("body", [WRONG, LONG])
+@pytest.mark.parametrize("count", [1000, 3])
+def test_refusals_and_no_answer_end_the_run_and_none_is_final(tmp_path, fault_server, body, count):
+    server = fault_server(status=400, status_body=body)
+    with pytest.raises(TeacherError, match=rf"refused the first {min(count, 20)} requests as wrong .*max_tokens_name"):
+        ask(tmp_path, requests(count), server)
+    with Journal(tmp_path, read_only=True) as journal:
+        assert len(journal) == 0
+    # What is mended is asked again.
+    server.control(status=None)
+    done = ask(tmp_path, requests(count), server)
+    assert done.complete
+    assert len(texts(tmp_path)) == count
+
+
+def test_a_refusal_before_the_first_answer_is_final_once_there_is_one(tmp_path, fault_server):
+    server = fault_server()
+    rows = [Request("train/0", "invalid"), Request("train/1", "length"), *requests(3)]
+    options = {"teacher_options": {"concurrency": Concurrency(1, 1, 1)}}
+    # What is refused sets nothing aside for longer: the limit is enough for one at a time.
+    limits = Limits(max_cost=0.4, prices=Prices(0.0, 1000.0))
+    done = ask(tmp_path, rows, server, limits, **options)
+    assert done.complete
+    assert (done.failed, done.answered) == ({"bad_request": 1, "context_too_long": 1}, 3)
+    assert ask(tmp_path, rows, server, **options).sent == 0
+    # The last row may be the one that is refused.
+    done = ask(tmp_path, [*rows, Request("train/9", "invalid again")], server, **options)
+    assert (done.complete, done.failed) == (True, {"bad_request": 1})
 
 
 def test_a_server_that_is_gone_ends_the_run(tmp_path, fault_server):

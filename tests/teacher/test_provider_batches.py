@@ -1,6 +1,7 @@
 """The batch API: submit, poll, ingest; a death between any two of them costs no answer and no second batch."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,64 @@ def test_a_refused_batch_is_told(tmp_path, fault_server):
     server = fault_server(batch_faults={"missing": 4, "status": "failed"})
     with pytest.raises(TeacherError, match=r"The provider refused the batch batch-0 .no reason was given"):
         ask(tmp_path / "b", server, requests(4))
+
+
+@pytest.mark.parametrize("word", ["length", "invalid"])
+def test_a_batch_of_refusals_alone_ends_the_run_and_none_is_final(tmp_path, fault_server, word):
+    server = fault_server()
+    rows = [Request(f"train/{n}", (("user", f"{word} {n}"),)) for n in range(4)]
+    with pytest.raises(TeacherError, match=r"refused the first 4 requests as wrong .HTTP 400"):
+        ask(tmp_path, server, rows)
+    with Journal(tmp_path, read_only=True) as journal:
+        assert len(journal) == 0
+    # With an answer beside them they are the rows' own.
+    done = ask(tmp_path, server, [*rows, *requests(1)])
+    assert done.complete
+    assert sum(done.failed.values()) == 4
+    # So are few that come last, not many.
+    assert ask(tmp_path, server, [Request("train/5", (("user", f"{word} 5"),))]).complete
+    with pytest.raises(TeacherError, match="refused the first 20 requests"):
+        ask(tmp_path, server, [Request(f"train/{n}", (("user", f"{word} {n}"),)) for n in range(10, 30)])
+
+
+def test_refused_batches_of_an_earlier_start_are_asked_with_the_mended_parameters(tmp_path, fault_server):
+    server = fault_server(batch_refuses=True, batch_polls=0)
+    with pytest.raises(TeacherError, match="refused the first 4 requests"):
+        ask(tmp_path, server, requests(12), requests_per_batch=4)
+    # The other two wait with the provider, as wrong as the first.
+    assert len(list((tmp_path / "batches-answers").glob("*.rows.jsonl"))) == 2
+    server.control(batch_refuses=False)
+    assert ask(tmp_path, server, requests(12), requests_per_batch=4).complete
+    assert texts(tmp_path) == wanted(12)
+
+
+def test_answers_that_are_gone_are_told_and_asked_again(tmp_path, fault_server, caplog):
+    server = fault_server(batch_faults={"gone": 1})
+    limits = Limits(prices=Prices(0.0, 1.0))
+    done = ask(tmp_path, server, requests(4), limits)
+    assert done.complete
+    assert texts(tmp_path) == wanted(4)
+    assert done.retried == {"no_answer_in_batch": 4}
+    # They were paid for.
+    assert done.cost > 4 * 256 / 1e6
+    assert re.search(
+        r"no longer the answers of the batch batch-0 \(.*batches-answers/\w{32}\.json\); 4 rows", caplog.text
+    )
+
+
+def test_a_batch_that_the_provider_does_not_know_is_named(tmp_path, fault_server):
+    first = fault_server(batch_polls=1_000_000)
+    process = start(first, tmp_path)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "batches-answers").glob("*.json"))) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+    with pytest.raises(
+        TeacherError, match=r"does not know the batch batch-\d; see whether .*/batches-answers/\w{32}\."
+    ):
+        ask(tmp_path, fault_server(), requests(12))
 
 
 def test_max_cost_bounds_what_is_submitted(tmp_path, fault_server):

@@ -125,6 +125,27 @@ def test_any_reply_is_an_outcome_or_a_sentence(status, content):
         (422, {"detail": "prompt exceeds the limit of 2048 tokens"}, "context_too_long"),
         (400, {"error": {"message": "filtered", "code": "content_filter"}}, "content_filter"),
         (400, {"error": "something"}, "bad_request"),
+        # What the model never writes, whatever the prompt, and what this prompt leaves no room for.
+        (
+            400,
+            {
+                "error": {
+                    "message": "max_tokens is too large: 5000. This model supports at most 4096 completion tokens, "
+                    "whereas you provided 5000."
+                }
+            },
+            "bad_request",
+        ),
+        (
+            400,
+            {
+                "error": {
+                    "message": "'max_tokens' or 'max_completion_tokens' is too large: 4200. This model's maximum "
+                    "context length is 4096 tokens and your request has 800 input tokens."
+                }
+            },
+            "context_too_long",
+        ),
     ],
 )
 def test_failures_of_a_row_have_reason_codes(status, content, reason):
