@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from dsbs_jax.teacher.labelled import appearing
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +53,8 @@ def open_folder(folder: Path, identity: Identity) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes a small file that appears whole or not at all."""
-    # Machines that share the folder may write it at the same time, each by a name of its own.
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
-    try:
+    with appearing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def take_journals(folder: Path, identity: Identity, others: Sequence[str | Path]) -> None:

@@ -9,8 +9,9 @@ A row holds `id`, `input`, `label` (gold, or null), `answers` (the teacher's raw
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
+import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,22 @@ def read_labelled(path: Path) -> Iterator[LabelledRow]:
             yield row
 
 
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A path to write to; it becomes `path` when the block ends, whole, or disappears where the block fails."""
+    # Processes and machines that share the folder may write it at the same time, each by a name of its own.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_labelled(path: Path, rows: Iterable[LabelledRow]) -> int:
     """Writes rows in the format of the path's suffix and returns their number; the file appears whole or not at all."""
-    # Two machines that share the folder may write it at the same time, each by a name of its own.
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}")
     count = 0
-    try:
+    with appearing(path) as temporary:
         if path.suffix == ".parquet":
             count = _write_parquet(temporary, rows)
         else:
@@ -71,9 +82,6 @@ def write_labelled(path: Path, rows: Iterable[LabelledRow]) -> int:
                     # ASCII: half of a surrogate pair, which a server may send, has no UTF-8.
                     file.write(json.dumps(row) + "\n")
                     count += 1
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 
