@@ -17,13 +17,14 @@ from typing import Any
 import aiohttp
 import httpx
 
-from dsbs_jax.teacher.replies import Secret
+from dsbs_jax.teacher.replies import Secret, loopback
 
 
 class DirectClient(httpx.AsyncClient):
     """Sends the SDK's requests through one aiohttp session, for one server.
 
-    No redirects (a request that carries a key goes nowhere else), no cookies. The environment's proxies are honoured.
+    No redirects (a request that carries a key goes nowhere else), no cookies. The environment's proxies are honoured,
+    but not for this machine itself.
 
     Args:
       base_url: of the server, to choose a proxy for.
@@ -31,13 +32,16 @@ class DirectClient(httpx.AsyncClient):
       secret: the key, which is taken out of everything that comes back: the SDK logs headers, and keeps bodies in its
         errors. None takes out the Authorization header, without which the SDK makes no request.
       connect_s: for making a connection.
+
+    Attributes:
+      secret: as given, or an empty one.
     """
 
     def __init__(self, base_url: str, timeout_s: float, secret: Secret | None = None, connect_s: float = 20.0):
         super().__init__(timeout=timeout_s, trust_env=False)
         self._proxy = _proxy(base_url)
         self._timeout_s = timeout_s
-        self._secret = secret or Secret("")
+        self.secret = secret or Secret("")
         self._send_key = secret is not None
         self._connect_s = connect_s
         self._session: aiohttp.ClientSession | None = None
@@ -82,9 +86,9 @@ class DirectClient(httpx.AsyncClient):
             async with self._open_session().request(
                 method, url, data=content, headers=fields, allow_redirects=False, proxy=self._proxy
             ) as answer:
-                body = self._secret.hide_bytes(await answer.read())
+                body = self.secret.hide_bytes(await answer.read())
             headers = [
-                (name, self._secret.hide_bytes(value))
+                (name, self.secret.hide_bytes(value))
                 for name, value in answer.raw_headers
                 # aiohttp has unpacked the body.
                 if name.lower() != b"content-encoding"
@@ -94,10 +98,13 @@ class DirectClient(httpx.AsyncClient):
             failure = httpx.ConnectError(str(error))
         except TimeoutError:
             failure = httpx.ReadTimeout(f"no answer within {self._timeout_s:g} s")
+        except aiohttp.ClientHttpProxyError as error:
+            # Its text holds the proxy's address, maybe with a password. Nothing came to the teacher.
+            failure = httpx.ConnectError(f"the proxy answers with status {error.status}")
         except aiohttp.ClientConnectorError as error:
             failure = httpx.ConnectError(str(error))
         except (aiohttp.ClientError, OSError) as error:
-            failure = httpx.ReadError(f"{type(error).__name__}: {error}")
+            failure = httpx.ReadError(self.secret.hide(f"{type(error).__name__}: {error}"))
         # Outside of the handlers: aiohttp's error, whose request holds the key, is not in the chain.
         raise failure
 
@@ -144,7 +151,7 @@ def _dirty(connection: aiohttp.connector.Connection) -> bool:
 def _proxy(base_url: str) -> str | None:
     # Once, not for every request as aiohttp does: that reads .netrc each time, in a thread.
     url = urllib.parse.urlsplit(base_url)
-    if urllib.request.proxy_bypass(url.hostname or ""):
+    if loopback(url.hostname or "") or urllib.request.proxy_bypass(url.hostname or ""):
         return None
     proxies = urllib.request.getproxies()
     return proxies.get(url.scheme) or proxies.get("all")

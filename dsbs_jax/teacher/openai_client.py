@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import urllib.parse
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OPENAI_URL = "https://api.openai.com/v1"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +60,7 @@ class OpenAITeacher:
         if not self.model:
             raise ValueError("OpenAITeacher: model is empty; give the name under which the server offers it.")
         check_address(self.base_url)
+        check_variable(self.api_key_variable)
         if self.api not in ("chat", "completions"):
             raise ValueError(f"OpenAITeacher: api is {self.api!r}; it must be 'chat' or 'completions'.")
         if self.timeout_s <= 0:
@@ -114,22 +115,38 @@ def check_address(base_url: str) -> None:
         raise ValueError(f"base_url is {base_url!r}; it must be like 'http://localhost:8000/v1'.")
 
 
+def check_variable(variable: str) -> None:
+    """Refuses what is no variable's name, e.g. the key itself, without repeating it.
+
+    Raises:
+      ValueError: see above.
+    """
+    if not (isinstance(variable, str) and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", variable)):
+        raise ValueError(
+            "api_key_variable is not the name of an environment variable; put the key into one, e.g. OPENAI_API_KEY, "
+            "and its name here."
+        )
+
+
 def find_key(variable: str, base_url: str) -> replies.Secret | None:
     """The key in an environment variable; None where there is none and the server is not OpenAI's.
 
     Raises:
-      ValueError: OpenAI's server and no key, or what cannot be one.
+      ValueError: OpenAI's server and no key, what cannot be one, or what cannot be a variable's name.
     """
+    check_variable(variable)
     value = os.environ.get(variable, "").strip()
     host = urllib.parse.urlsplit(base_url).hostname or ""
     if not value:
         if host == "api.openai.com":
-            raise ValueError(f"{base_url} needs a key; put it into the environment variable {variable}.")
+            # Some keys look like names, in lower case: what is not set may be one.
+            named = variable if variable.isupper() else "that api_key_variable names"
+            raise ValueError(f"{base_url} needs a key; put it into the environment variable {named}.")
         return None
     if not (value.isascii() and value.isprintable() and " " not in value):
         # Here, and without the value: later errors would repeat the header.
         raise ValueError(f"The environment variable {variable} holds characters that no key has; set it again.")
-    if base_url.startswith("http:") and host not in _LOOPBACK:
+    if base_url.startswith("http:") and not replies.loopback(host):
         logger.warning("the key in %s goes to %s without encryption (http)", variable, host)
     return replies.Secret(value)
 
@@ -194,4 +211,4 @@ async def send(client: openai.AsyncOpenAI, http: DirectClient, url: str, fields:
         unsent = isinstance(cause, httpx.ConnectError)
         return TryAgain("no_connection" if unsent else "cut_connection", told, congested=unsent, billed=not unsent)
     # Outside of the handlers: no exception of the SDK, whose request holds the key, is in the chain of ours.
-    return replies.read(*reply)
+    return replies.read(*reply, http.secret)

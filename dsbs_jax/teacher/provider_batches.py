@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from dsbs_jax.teacher import replies
 from dsbs_jax.teacher.desk import Desk, Task
 from dsbs_jax.teacher.journal import sync_folder
-from dsbs_jax.teacher.openai_client import OPENAI_URL, check_address, find_key, open_client
+from dsbs_jax.teacher.openai_client import OPENAI_URL, check_address, check_variable, find_key, open_client
 from dsbs_jax.teacher.requests import Failure, Outcome, Request, TeacherError, TryAgain
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class ProviderBatches:
         if not self.model:
             raise ValueError("ProviderBatches: model is empty; give the name under which the provider offers it.")
         check_address(self.base_url)
+        check_variable(self.api_key_variable)
         if min(self.requests_per_batch, self.bytes_per_batch, self.open_batches, self.attempts) < 1:
             raise ValueError(
                 "ProviderBatches: requests_per_batch, bytes_per_batch, open_batches and attempts must be at least 1."
@@ -87,26 +88,26 @@ class ProviderBatches:
             raise ValueError(f"{desk.journal.folder} is open for reading only.")
         folder = desk.journal.folder / f"batches-{desk.journal.path.stem}"
         secret = find_key(self.api_key_variable, self.base_url)
-        async with open_client(self.base_url, secret, self.timeout_s) as (client, _):
+        async with open_client(self.base_url, secret, self.timeout_s) as (client, http):
             import openai
 
             refused: tuple[int, Mapping[str, str], str]
             try:
-                await _Run(self, desk, client.with_options(max_retries=5), folder).work()
+                await _Run(self, desk, client.with_options(max_retries=5), folder, http.secret).work()
                 return
             except openai.APIStatusError as error:
                 refused = error.status_code, error.response.headers, error.response.text
             except openai.APIError as error:
                 refused = 0, {}, error.message
         # Outside of the handlers: the SDK's error, whose request holds the key, is not in the chain of ours.
-        raise _told(*refused)
+        raise _told(http.secret, *refused)
 
 
-def _told(status: int, headers: Mapping[str, str], content: str) -> TeacherError:
+def _told(secret: replies.Secret, status: int, headers: Mapping[str, str], content: str) -> TeacherError:
     if not status:
-        return TeacherError(f"The batch API cannot be reached ({content}); start again to go on.")
+        return TeacherError(f"The batch API cannot be reached ({secret.hide(content)}); start again to go on.")
     try:
-        reply = replies.read(status, headers, content)
+        reply = replies.read(status, headers, content, secret)
     except TeacherError as error:
         return error
     message = reply.message if isinstance(reply, Failure | TryAgain) else "an answer in the wrong place"
@@ -114,11 +115,14 @@ def _told(status: int, headers: Mapping[str, str], content: str) -> TeacherError
 
 
 class _Run:
-    def __init__(self, teacher: ProviderBatches, desk: Desk, client: openai.AsyncOpenAI, folder: Path):
+    def __init__(
+        self, teacher: ProviderBatches, desk: Desk, client: openai.AsyncOpenAI, folder: Path, secret: replies.Secret
+    ):
         self._teacher = teacher
         self._desk = desk
         self._client = client
         self._folder = folder
+        self._secret = secret
         self._failed_attempts: dict[str, int] = {}
         self._again: list[Task] = []
         self._answered = False
@@ -284,9 +288,7 @@ class _Run:
             await asyncio.sleep(min(self._teacher.poll_seconds, 2.0**attempt))
             if (found := await self._find(name)) is not None:
                 return found
-        raise TeacherError(
-            f"The batch API did not take a batch in {self._teacher.attempts} attempts; start again later."
-        )
+        raise TeacherError(f"The batch API took no batch in {self._teacher.attempts} attempts; start again later.")
 
     async def _fetch(self, name: str, batch_id: str) -> bool:
         """Ingests a batch if it is over; False where it is not."""
@@ -303,9 +305,8 @@ class _Run:
         if batch.status not in _OVER:
             return False
         tasks = self._tasks(name)
-        total = len(tasks)
+        total, gone = len(tasks), False
         refused: list[tuple[Task, Failure]] = []
-        gone = False
         for file_id in (batch.output_file_id, batch.error_file_id):
             if file_id:
                 try:
@@ -321,17 +322,18 @@ class _Run:
             logger.warning("%s; %d rows are asked again.", told, len(tasks))
         if batch.status == "failed" and len(tasks) == total:
             errors = batch.errors.data if batch.errors and batch.errors.data else []
-            told = "; ".join(replies.short(str(error.message)) for error in errors[:3]) or "no reason was given"
+            told = (
+                "; ".join(replies.short(self._secret.hide(str(error.message))) for error in errors[:3])
+                or "no reason was given"
+            )
             self._remove(name)
             raise TeacherError(f"The provider refused the batch {batch_id} ({told}); see model and parameters.")
-        # Without an answer of these parameters it may be they that are refused; an answer of an earlier start counts
-        # where few are: the last rows may be the ones that are refused.
+        # Without an answer it may be the parameters. An earlier answer counts where few are left, all of them bad.
         if refused and not self._answered and (len(refused) >= _UNWANTED or not self._desk.journal.answers):
             if name not in self._adopted:
                 self._remove(name)
                 raise replies.refused_all(len(refused), refused[0][1].message)
-            tasks |= {task.key: task for task, _ in refused}
-            refused = []
+            tasks, refused = tasks | {task.key: task for task, _ in refused}, []
         for task, failure in refused:
             await self._desk.deliver(task, failure)
         prompts = self._prompts(name, tasks)
@@ -356,7 +358,7 @@ class _Run:
             return
         outcome: Outcome | TryAgain
         try:
-            outcome = replies.read(status, {}, json.dumps(body))
+            outcome = replies.read(status, {}, json.dumps(body), self._secret)
         except TeacherError as error:
             outcome = Failure(f"status_{status}", str(error), final=False)
         if isinstance(outcome, TryAgain) or (isinstance(outcome, Failure) and not outcome.final):

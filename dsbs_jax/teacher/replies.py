@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ _NO_MONEY = ("insufficient_quota", "billing_not_active", "billing_hard_limit_rea
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Secret:
-    """A key that never shows: not in a repr, and not in what `hide_bytes` returns."""
+    """A key that never shows: not in a repr, and not in what `hide` and `hide_bytes` return."""
 
     _value: str = dataclasses.field(repr=False)
 
@@ -57,10 +58,33 @@ class Secret:
             return data
         return data.replace(self._value.encode(), b"[key]")
 
+    def hide(self, text: str) -> str:
+        """The text without the key, also where JSON's escapes write it in another way (`\\/`, `\\u003d`)."""
+        if len(self._value) < _SHORTEST_SECRET:
+            return text
+        text = text.replace(self._value, "[key]")
+        # JSON inside of JSON doubles the backslashes.
+        return re.sub(self._escaped(), "[key]", text) if "\\" in text else text
+
+    def _escaped(self) -> str:
+        # `re` keeps what it has compiled.
+        return "".join(rf"(?:\\*{re.escape(one)}|\\+u(?i:{ord(one):04x}))" for one in self._value)
+
+
+_NO_SECRET = Secret("")
+
 
 def endpoint(api: Api) -> str:
     """The path below the base URL."""
     return "/chat/completions" if api == "chat" else "/completions"
+
+
+def loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def body(request: Request, model: str, sampling: Sampling, api: Api, max_tokens_name: str) -> dict[str, Any]:
@@ -93,25 +117,26 @@ def body(request: Request, model: str, sampling: Sampling, api: Api, max_tokens_
     return fields | dict(sampling.extra)
 
 
-def read(status: int, headers: Mapping[str, str], content: str) -> Outcome | TryAgain:
+def read(status: int, headers: Mapping[str, str], content: str, secret: Secret = _NO_SECRET) -> Outcome | TryAgain:
     """What a server's reply means.
 
     Args:
       status: of HTTP.
       headers: with `retry-after` in lower case, or case-insensitive.
       content: the body, as text.
+      secret: the key, which is taken out of every text that is kept.
 
     Raises:
       TeacherError: for a status that every other request would meet too.
     """
     if status == 200:
-        return _read_answer(content)
-    return _read_error(status, headers, content)
+        return _read_answer(content, secret)
+    return _read_error(status, headers, content, secret)
 
 
-def _read_answer(content: str) -> Outcome | TryAgain:
+def _read_answer(content: str, secret: Secret) -> Outcome | TryAgain:
     def malformed(what: str) -> TryAgain:
-        return TryAgain("malformed", f"{what}: {short(content)}", billed=True)
+        return TryAgain("malformed", f"{what}: {short(secret.hide(content))}", billed=True)
 
     try:
         fields = json.loads(content)
@@ -120,7 +145,7 @@ def _read_answer(content: str) -> Outcome | TryAgain:
     if not isinstance(fields, dict):
         return malformed("the answer is not a JSON object")
     if fields.get("error") and not fields.get("choices"):
-        return TryAgain("error_in_answer", short(_error(content)[0]), congested=True)
+        return TryAgain("error_in_answer", short(secret.hide(_error(content)[0])), congested=True)
     choices = fields.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         return malformed("the answer has no choices")
@@ -131,8 +156,8 @@ def _read_answer(content: str) -> Outcome | TryAgain:
     usage = fields.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Answer(
-        text,
-        reason if isinstance(reason, str) else None,
+        secret.hide(text),
+        secret.hide(reason) if isinstance(reason, str) else None,
         _tokens(usage.get("prompt_tokens")),
         _tokens(usage.get("completion_tokens")),
     )
@@ -158,9 +183,9 @@ def _tokens(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _read_error(status: int, headers: Mapping[str, str], content: str) -> Outcome | TryAgain:
+def _read_error(status: int, headers: Mapping[str, str], content: str, secret: Secret) -> Outcome | TryAgain:
     message, code = _error(content)
-    told = f"HTTP {status}: {short(message)}"
+    told = f"HTTP {status}: {short(secret.hide(message))}"
     if status == 429:
         if code in _NO_MONEY:
             raise TeacherError(f"The teacher's account has no credit left ({told}); start again when it has.")

@@ -88,6 +88,9 @@ class FaultServer:
             body = self.settings["status_body"] or {"error": {"message": "as the test wants it", "code": "wanted"}}
             if body == "echo":
                 body = {"error": {"message": f"bad credentials: {call.headers.get('authorization')}"}}
+            if body == "echo escaped":
+                told = json.dumps({"error": {"message": f"bad credentials: {call.headers.get('authorization')}"}})
+                body = told.replace("/", "\\/").replace("=", "\\u003d").encode()
             return reply(body, self.settings["status"], {"x-echo": call.headers.get("authorization", "")})
         if path.startswith(("/v1/files", "/v1/batches")):
             return self.batch_api(call, path)

@@ -13,9 +13,10 @@ import pytest
 from dsbs_jax.teacher.asking import ask_all
 from dsbs_jax.teacher.desk import Asked, Limits
 from dsbs_jax.teacher.journal import Journal, JournalError, read_records
-from dsbs_jax.teacher.openai_client import OpenAITeacher, find_key
+from dsbs_jax.teacher.openai_client import OPENAI_URL, OpenAITeacher, find_key
 from dsbs_jax.teacher.pacing import Concurrency, Patience
 from dsbs_jax.teacher.prices import Prices
+from dsbs_jax.teacher.provider_batches import ProviderBatches
 from dsbs_jax.teacher.requests import Answer, Failure, Request, Sampling, TeacherError, request_key
 
 # Back-off in tests is as short as it may be.
@@ -436,9 +437,12 @@ with Journal(sys.argv[2]) as journal:
 """
 
 
-@pytest.mark.parametrize("status", [None, 400, 401, 500, 429])
-def test_the_key_shows_nowhere(tmp_path, fault_server, status):
-    server = fault_server(status=status, status_body="echo", faults=["500"], rate=0.2)
+@pytest.mark.parametrize(
+    ("status", "echo"),
+    [(status, "echo") for status in (None, 400, 401, 500, 429)] + [(400, "echo escaped"), (401, "echo escaped")],
+)
+def test_the_key_shows_nowhere(tmp_path, fault_server, status, echo):
+    server = fault_server(status=status, status_body=echo, faults=["500"], rate=0.2)
     folder = tmp_path / "out"
     folder.mkdir()
     with (folder / "log").open("w") as log:
@@ -457,7 +461,7 @@ def test_the_key_shows_nowhere(tmp_path, fault_server, status):
     if status is not None:
         assert b"bad credentials: Bearer [key]" in written
     assert b"sk-secret" not in written
-    assert KEY.encode() not in written
+    assert b"1234567890abcdef" not in written
 
 
 def test_no_key_is_needed_but_for_openai(tmp_path, fault_server, monkeypatch):
@@ -477,6 +481,24 @@ def test_what_cannot_be_a_key_is_refused_without_repeating_it(monkeypatch):
     with pytest.raises(ValueError, match="TEACHER_KEY holds characters that no key has") as refused:
         find_key("TEACHER_KEY", "http://localhost:1/v1")
     assert "sk-1" not in repr(refused.value)
+
+
+@pytest.mark.parametrize("key", ["sk-proj-123456789", "sk 1", "", "1key", "schl\u00fcssel", "KEY\n"])
+def test_what_is_no_variables_name_is_refused_without_repeating_it(key):
+    url = "http://localhost:1/v1"
+    for use in (
+        lambda: find_key(key, url),
+        lambda: OpenAITeacher("m", base_url=url, api_key_variable=key),
+        lambda: ProviderBatches("m", base_url=url, api_key_variable=key),
+    ):
+        with pytest.raises(ValueError, match="api_key_variable is not the name of an environment variable") as refused:
+            use()
+        assert not key or key not in str(refused.value)
+
+
+def test_a_key_that_looks_like_a_name_is_not_repeated():
+    with pytest.raises(ValueError, match="the environment variable that api_key_variable names"):
+        find_key("gsk_1234567890abcdef", OPENAI_URL)
 
 
 def test_an_address_with_a_password_is_refused_without_repeating_it():

@@ -61,6 +61,37 @@ def test_the_environments_proxy_is_used_but_not_where_it_says_no(monkeypatch):
     assert http_client._proxy("http://node1.inside:8000/v1") is None
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "[::1]", "teacher.localhost"])
+def test_this_machine_is_not_asked_through_a_proxy(monkeypatch, host):
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert http_client._proxy(f"http://{host}:8000/v1") is None
+    assert http_client._proxy("http://127.example:8000/v1") == "http://proxy:3128"
+
+
+def test_a_proxy_that_refuses_tells_its_status_alone(monkeypatch):
+    async def scenario():
+        async def refuse(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+            proxy = f"http://me:hunter2@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            monkeypatch.setenv("https_proxy", proxy)
+            monkeypatch.delenv("no_proxy", raising=False)
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            url = "https://teacher.example/v1"
+            async with open_client(url, None, 5.0) as (client, http):
+                return [await ask(client, http, url, "one") for _ in range(2)]
+
+    for lost in asyncio.run(scenario()):
+        assert (lost.reason, lost.message) == ("no_connection", "the proxy answers with status 407")
+        assert not lost.billed
+
+
 @pytest.mark.parametrize(("fault", "reason", "billed"), [
     ("hang", "timeout", True),
     ("cut_before", "cut_connection", True),

@@ -239,12 +239,13 @@ def test_a_signal_leaves_batches_with_the_provider(tmp_path, fault_server):
     assert state.count("dsbs_batch") == 3
 
 
-def test_the_key_is_in_no_file_and_no_message(tmp_path, fault_server, monkeypatch):
-    key = "sk-1234567890abcdef"
+@pytest.mark.parametrize("echo", ["echo", "echo escaped"])
+def test_the_key_is_in_no_file_and_no_message(tmp_path, fault_server, monkeypatch, echo):
+    key = "sk-12345678/90=abcdef"
     monkeypatch.setenv("OPENAI_API_KEY", key)
     server = fault_server(batch_faults={"expired": 1})
     ask(tmp_path, server, requests(3))
-    server.control(status=401, status_body="echo")
+    server.control(status=401, status_body=echo)
     with pytest.raises(TeacherError, match=r"refuses the key .*Bearer \[key\]") as refused:
         ask(tmp_path, server, requests(9))
     error = refused.value

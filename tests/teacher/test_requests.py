@@ -171,6 +171,42 @@ def test_a_secret_shows_nowhere():
     assert Secret("EMPTY").hide_bytes(b"EMPTY") == b"EMPTY"
 
 
+ESCAPED_KEY = "sk-ab/cd+ef=="
+
+
+def escaped(key):
+    return key.replace("/", "\\/").replace("=", "\\u003D").replace("+", "\\u002b")
+
+
+@pytest.mark.parametrize(
+    ("status", "content"),
+    [
+        (400, '{"error": {"message": "bad: KEY"}}'),
+        (400, '{"error": "bad: KEY"}'),
+        # Neither has a message: the body is told as it is.
+        (400, '{"error": {"hint": "bad: KEY"}}'),
+        (500, "not JSON: KEY"),
+        (401, '{"error": {"message": "bad: KEY"}}'),
+        (200, '{"choices": [{"text": "you sent KEY", "finish_reason": "KEY"}]}'),
+        (200, '{"choices": "KEY"}'),
+        (200, '{"error": {"message": "KEY"}}'),
+        # JSON inside of JSON.
+        (400, json.dumps({"error": {"message": '{"detail": "bad: KEY"}'}}).replace("KEY", "KEY2")),
+    ],
+)
+def test_a_key_that_a_server_escapes_shows_nowhere(status, content):
+    twice = json.dumps(escaped(ESCAPED_KEY))[1:-1]
+    content = content.replace("KEY2", twice).replace("KEY", escaped(ESCAPED_KEY))
+    assert ESCAPED_KEY not in content
+    try:
+        told = repr(read(status, {}, content, Secret(ESCAPED_KEY)))
+    except TeacherError as error:
+        told = str(error)
+    assert "[key]" in told
+    assert "sk-ab" not in told
+    assert "cd" not in told.replace("code", "")
+
+
 def test_packed_answers_are_unpacked(tmp_path, fault_server):
     import asyncio
 
