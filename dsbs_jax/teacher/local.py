@@ -15,10 +15,23 @@ from typing import Any, Literal
 from dsbs_jax.teacher.asking import ask_each
 from dsbs_jax.teacher.desk import Desk
 from dsbs_jax.teacher.pacing import Concurrency, Patience
-from dsbs_jax.teacher.replies import Api
-from dsbs_jax.teacher.requests import Answer, Failure, Outcome, Prompted, Request, Sampling, TryAgain, request_key
+from dsbs_jax.teacher.replies import CONTEXT_TOO_LONG, Api
+from dsbs_jax.teacher.requests import (
+    Answer,
+    Failure,
+    Message,
+    Outcome,
+    Prompted,
+    Request,
+    Sampling,
+    TryAgain,
+    request_key,
+)
 
-CONTEXT_TOO_LONG = "context_too_long"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+# Of each weight file so many pieces of so many bytes are looked at: models of one shape have files of one size.
+_PIECES = 64
+_PIECE_BYTES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +43,8 @@ class LocalTeacher:
 
     Attributes:
       model_folder: config.json, weights, and the tokenizer's files.
-      name: the model's name in keys; None takes the folder's name. Another model needs another name.
+      name: the model's name in keys; None takes the folder's name and a digest of what lies there. Another model needs
+        another name.
       api: the kind of prompt: `chat` for a tokenizer with a chat template, `completions` for a base model.
       batch_size: requests that are generated together.
       device: `cpu`, `cuda`, `cuda:1`, ...; None takes a GPU where there is one.
@@ -50,10 +64,12 @@ class LocalTeacher:
         if self.batch_size < 1:
             raise ValueError(f"LocalTeacher: batch_size is {self.batch_size}; it must be at least 1.")
 
-    @property
+    @functools.cached_property
     def model(self) -> str:
         """The name that is part of every key."""
-        return self.name or Path(self.model_folder).resolve().name
+        folder = Path(self.model_folder).resolve()
+        # Where there is no model `work` says so.
+        return self.name or (f"{folder.name}-{_digest(folder)}" if (folder / "config.json").is_file() else folder.name)
 
     async def work(self, desk: Desk) -> None:
         """See `asking.Teacher`.
@@ -96,6 +112,19 @@ class LocalTeacher:
         return _Loaded(model, tokenizer, device)
 
 
+def _digest(folder: Path) -> str:
+    """8 digits that differ between models: of config.json, and of each weight file its name, size and some pieces."""
+    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=4)
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _WEIGHTS and path.is_file()):
+        size = path.stat().st_size
+        digest.update(f"\0{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for number in range(_PIECES):
+                file.seek(number * max(0, size - _PIECE_BYTES) // (_PIECES - 1))
+                digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
     model: Any
@@ -103,10 +132,10 @@ class _Loaded:
     device: str
 
     def text(self, prompt: Prompted) -> str:
-        """What the model reads.
+        """What the model reads; a system text opens the first user message where the chat template has no such role.
 
         Raises:
-          ValueError: a chat, and no chat template.
+          ValueError: a chat, and no chat template or one that refuses its roles.
         """
         if isinstance(prompt, str):
             return prompt
@@ -114,8 +143,20 @@ class _Loaded:
             raise ValueError(
                 f"The tokenizer in {self.tokenizer.name_or_path} has no chat template; render prompts as text."
             )
-        messages = [{"role": role, "content": content} for role, content in prompt]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        import jinja2
+
+        told = ""
+        # Equal where there is no system text.
+        for messages in dict.fromkeys((prompt, _folded(prompt))):
+            fields = [{"role": role, "content": content} for role, content in messages]
+            try:
+                return self.tokenizer.apply_chat_template(fields, tokenize=False, add_generation_prompt=True)
+            except jinja2.TemplateError as error:
+                told = told or str(error)
+        raise ValueError(
+            f"The chat template of the tokenizer in {self.tokenizer.name_or_path} refuses the prompt's roles "
+            f"({', '.join(role for role, _ in prompt)}: {told}); change the prompt, or render prompts as text."
+        )
 
     def ids(self, prompt: Prompted) -> list[int]:
         # A template brings its own special tokens.
@@ -125,6 +166,17 @@ class _Loaded:
     def longest(self) -> int:
         """The tokens of prompt and answer together that the model has positions for."""
         return getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+
+
+def _folded(prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The chat with its system texts at the head of the first user message; as it is where it has none."""
+    system = [content for role, content in prompt if role == "system"]
+    folded = [message for message in prompt if message[0] != "system"]
+    first = next((number for number, (role, _) in enumerate(folded) if role == "user"), None)
+    if first is None:
+        return prompt
+    folded[first] = ("user", "\n\n".join([*system, folded[first][1]]))
+    return tuple(folded)
 
 
 class _Batches:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dsbs_jax.teacher import local
 from dsbs_jax.teacher.asking import ask_all
 from dsbs_jax.teacher.journal import Journal, read_records
 from dsbs_jax.teacher.local import LocalTeacher
@@ -81,6 +82,58 @@ def test_chats_stop_texts_and_prompts_that_are_too_long(tmp_path, tiny_model):
     answer = stopped["train/0", 0]
     assert (answer.text, answer.finish_reason) == (text.partition(stop)[0], "stop")
     assert answer.completion_tokens <= 12
+
+
+NO_SYSTEM = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+)
+
+
+def test_a_system_text_goes_into_the_first_user_message_where_the_template_refuses_it(tiny_model):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    loaded = local._Loaded(None, tokenizer, "cpu")
+    chat = (("system", "be brief"), ("user", "one"), ("assistant", "1"), ("user", "two"))
+    assert loaded.text(chat).startswith("system: be brief\nuser: one\n")
+    tokenizer.chat_template = NO_SYSTEM
+    assert loaded.text(chat) == "user: be brief\n\none\nassistant: 1\nuser: two\n"
+    assert loaded.text(chat[1:]) == "user: one\nassistant: 1\nuser: two\n"
+    tokenizer.chat_template = "{{ raise_exception('Nobody may speak') }}"
+    with pytest.raises(
+        ValueError, match=r"refuses the prompt's roles .system, user, assistant, user: Nobody may speak"
+    ):
+        loaded.text(chat)
+
+
+def test_two_models_in_folders_of_one_name_have_two_names(tmp_path):
+    def folder(parent, config=b"{}", **weights):
+        made = tmp_path / parent / "final"
+        made.mkdir(parents=True)
+        (made / "config.json").write_bytes(config)
+        for name, data in weights.items():
+            (made / f"{name}.safetensors").write_bytes(data)
+        return str(made)
+
+    big = bytes(1 << 20)
+    first = folder("a", model=big)
+    others = [
+        folder("b", b"{ }", model=big),
+        folder("c", model=big + b"0"),
+        folder("d", other=big),
+        # Of one shape, trained on.
+        folder("e", model=bytes(range(256)) * (1 << 12)),
+        folder("f", model=big[:-1] + b"1"),
+        folder("g"),
+    ]
+    names = {LocalTeacher(one).model for one in (first, *others)}
+    assert len(names) == 7
+    assert all(name.startswith("final-") for name in names)
+    # The same model elsewhere has the same name, and a name that is given stays as it is.
+    assert LocalTeacher(folder("h", model=big)).model == LocalTeacher(first).model
+    assert LocalTeacher(first, name="mine").model == "mine"
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
