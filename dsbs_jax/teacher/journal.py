@@ -20,7 +20,7 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -179,10 +179,6 @@ class Journal:
         reader.seek(location % _FILE)
         return Record.from_fields(json.loads(reader.readline()))
 
-    def records(self) -> Iterator[Record]:
-        """All records of all files in the order they were written, one at a time; also what is not final."""
-        return read_records(self.folder)
-
     def append(self, records: Sequence[Record]) -> None:
         """Writes records; when this returns they are on disk and known.
 
@@ -287,19 +283,18 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def read_records(folder: str | Path, names: Iterable[str] | None = None) -> Iterator[Record]:
-    """The records of a journal's files, one at a time, without opening it as a whole.
+def read_records(folder: str | Path) -> Iterator[Record]:
+    """The records of a journal's files in alphabetical order, one at a time, without opening it as a whole.
+
+    Also those that are not final, and all of a key.
 
     Args:
       folder: the journal's folder.
-      names: of the files, without `.jsonl`; None for all in alphabetical order.
 
     Raises:
       JournalError: for a broken line that is not the end of its file.
     """
-    folder = Path(folder)
-    paths = sorted(folder.glob("*.jsonl")) if names is None else [folder / f"{name}.jsonl" for name in names]
-    for path in paths:
+    for path in sorted(Path(folder).glob("*.jsonl")):
         for _, _, fields in _lines(path):
             yield Record.from_fields(fields)
 

@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections.abc import Callable, Container, Iterable
 from pathlib import Path
+from typing import Any
 
 from dsbs_jax.teacher.requests import Prompted, Request, Sampling, request_key
 
@@ -68,25 +69,59 @@ def token_counter(tokenizer: str | None = None) -> TokenCounter:
 
     Raises:
       FileNotFoundError: the folder holds no tokenizer.json.
+      ValueError: neither of these, an encoding that tiktoken cannot give, or a broken tokenizer.json.
       ImportError: tokenizers or tiktoken is not installed.
     """
     if tokenizer is None:
         return TokenCounter("approximately: 4 bytes a token", lambda text: -(-prompt_bytes(text) // 4), exact=False)
+    if not isinstance(tokenizer, str):
+        raise ValueError(
+            f"The tokenizer is {tokenizer!r}; it must be a folder with tokenizer.json, or 'tiktoken:ENCODING'."
+        )
     if tokenizer.startswith("tiktoken:"):
-        import tiktoken
-
-        encoding = tiktoken.get_encoding(tokenizer.removeprefix("tiktoken:"))
+        encoding = _encoding(tokenizer.removeprefix("tiktoken:"))
         return _cached(f"by {tokenizer}", lambda text: len(encoding.encode(text, disallowed_special=())))
-    import tokenizers
-
     path = Path(tokenizer)
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not there: the tokenizer must be a folder with tokenizer.json, or 'tiktoken:ENCODING'."
         )
-    model = tokenizers.Tokenizer.from_file(str(path))
+    model = _tokenizer(path)
     return _cached(f"by the tokenizer {path}", lambda text: len(model.encode(text).ids))
+
+
+def _encoding(name: str) -> Any:
+    try:
+        import tiktoken
+    except ImportError:
+        raise ImportError("Counting tokens by tiktoken needs tiktoken; install it with: pip install tiktoken") from None
+    try:
+        return tiktoken.get_encoding(name)
+    except (ValueError, OSError) as error:
+        # Of another name, or not to be downloaded; tiktoken says it in several lines.
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"tiktoken has no encoding {name!r} at hand ({told}); name one that it knows, e.g. 'tiktoken:o200k_base', "
+            f"and let it be downloaded once."
+        ) from None
+
+
+def _tokenizer(path: Path) -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise ImportError(
+            f"Counting tokens by {path} needs tokenizers; install it with: pip install tokenizers"
+        ) from None
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:
+        # The library raises bare exceptions.
+        raise ValueError(
+            f"{path} is not a tokenizer.json that tokenizers {tokenizers.__version__} can read ({error}); save it "
+            f"anew, or leave the tokenizer out to count approximately."
+        ) from None
 
 
 def _cached(name: str, count: Callable[[str], int]) -> TokenCounter:

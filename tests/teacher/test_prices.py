@@ -1,6 +1,8 @@
 """Tokens and money before anything is sent."""
 
 import functools
+import sys
+import types
 
 import pytest
 from hypothesis import given, settings
@@ -42,6 +44,43 @@ def test_a_tokenizer_in_a_folder_counts_exactly(tiny_model):
     assert counter((("user", "four"), ("assistant", "five5"))) == 4 + 5 + 2 * 4
     with pytest.raises(FileNotFoundError, match="nothing is not there: the tokenizer must be a folder"):
         token_counter(str(tiny_model / "nothing"))
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b'{"model": 3}'])
+def test_a_broken_tokenizer_is_one_sentence(tmp_path, content):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer\.json that .*; save it anew"):
+        token_counter(str(tmp_path))
+
+
+@pytest.mark.parametrize("tokenizer", [5, ["gpt"], b"tiktoken:o200k_base"])
+def test_a_tokenizer_that_is_no_text_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"The tokenizer is .*; it must be a folder with tokenizer\.json"):
+        token_counter(tokenizer)
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for module in ("tiktoken", "tokenizers"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match="needs tiktoken; install it with: pip install tiktoken"):
+        token_counter("tiktoken:o200k_base")
+    with pytest.raises(ImportError, match="needs tokenizers; install it with: pip install tokenizers"):
+        token_counter(str(tmp_path))
+
+
+def test_an_encoding_that_tiktoken_cannot_give_is_one_sentence(monkeypatch):
+    def get_encoding(name):
+        if name == "p50k":
+            raise ValueError(f"Unknown encoding {name}.\nPlugins found: []\ntiktoken version: 0.12.0")
+        raise ConnectionError("no route to openaipublic.example")
+
+    monkeypatch.setitem(sys.modules, "tiktoken", types.SimpleNamespace(get_encoding=get_encoding))
+    for name in ("p50k", "o200k_base"):
+        with pytest.raises(ValueError, match=rf"no encoding '{name}' at hand .*; name one that it knows") as refused:
+            token_counter(f"tiktoken:{name}")
+        assert "\n" not in str(refused.value)
 
 
 @functools.cache
