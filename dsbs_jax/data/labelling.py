@@ -32,6 +32,7 @@ from dsbs_jax.teacher.journal import Journal
 from dsbs_jax.teacher.labelled import FORMATS, LabelledRow, labelled_file, read_labelled, write_labelled
 from dsbs_jax.teacher.prompts import Prompt, make_prompt
 from dsbs_jax.teacher.quality import measure
+from dsbs_jax.teacher.replies import Api, body
 from dsbs_jax.teacher.report import as_json, as_text
 from dsbs_jax.teacher.report_html import as_html
 from dsbs_jax.teacher.requests import Answer, Failure, Prompted, Request, Sampling, request_key
@@ -45,8 +46,12 @@ class Teacher(asking.Teacher, Protocol):
     """A way to ask that says which kind of prompt it takes."""
 
     @property
-    def api(self) -> str:
+    def api(self) -> Api:
         """`chat` or `completions`."""
+
+    @property
+    def max_tokens_name(self) -> str:
+        """What the server calls `Sampling.max_tokens`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +200,10 @@ class Labelling:
                 lines.append(prompt)
             else:
                 lines += [f"--- {role}\n{content}" for role, content in prompt]
-        return "\n".join([*lines, f"=== model {teacher.model}, parameters {self.sampling.canonical}"])
+            sent = body(request, teacher.model, self.sampling, teacher.api, teacher.max_tokens_name)
+            parameters = {name: value for name, value in sent.items() if name not in ("prompt", "messages")}
+            lines.append(f"--- with {json.dumps(parameters)}")
+        return "\n".join(lines)
 
     def estimate(self) -> prices.Estimate:
         """Requests, tokens and money, before anything is sent; what the journal holds already is left out."""

@@ -71,6 +71,11 @@ class LocalTeacher:
         # Where there is no model `work` says so.
         return self.name or (f"{folder.name}-{_digest(folder)}" if (folder / "config.json").is_file() else folder.name)
 
+    @property
+    def max_tokens_name(self) -> str:
+        """What `Sampling.max_tokens` is called where a request is shown; nothing is sent."""
+        return "max_tokens"
+
     async def work(self, desk: Desk) -> None:
         """See `asking.Teacher`.
 

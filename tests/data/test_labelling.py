@@ -132,26 +132,25 @@ def test_values_of_a_wrong_type_are_refused_in_a_sentence(label, options, senten
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
 def test_dry_run_shows_exactly_what_is_sent(label, sent, api):
-    labelling = label(teacher={"api": api}, sampling=Sampling(max_tokens=50, temperature=0.5, seed=3))
+    sampling = Sampling(max_tokens=50, temperature=0.5, seed=3, extra=(("min_p", 0.1),))
+    labelling = label(teacher={"api": api, "max_tokens_name": "max_completion_tokens"}, sampling=sampling)
     shown = labelling.dry_run(2)
     assert not sent()
     assert not labelling.folder.exists()
-    *blocks, last = shown.split("\n=== ")
-    parameters = json.loads(last.partition(", parameters ")[2])
+    blocks = shown.removeprefix("=== ").split("\n=== ")
     labelling.ask()
     bodies = {str(body.get("messages") or body["prompt"]): body for body in sent()}
     assert len(blocks) == 2
     for block in blocks:
         head, _, text = block.partition("\n")
+        text, _, parameters = text.rpartition("\n--- with ")
         assert f", {api}, " in head
         assert "tokens" in head
         turns = [turn.partition("\n") for turn in ("\n" + text).split("\n--- ")[1:]]
         prompt = [{"role": role, "content": content} for role, _, content in turns] if api == "chat" else text
         body = bodies[str(prompt)]
-        assert last.startswith(f"model {body['model']}, ")
-        assert {name: body[name] for name in ("max_tokens", "temperature", "stop", "seed")} == {
-            name: parameters[name] for name in ("max_tokens", "temperature", "stop", "seed")
-        }
+        prompt_name = "messages" if api == "chat" else "prompt"
+        assert json.loads(parameters) | {prompt_name: prompt} == body
 
 
 def test_the_estimate_foresees_what_asking_takes(label, sent):
@@ -382,7 +381,7 @@ def test_rationalisation_shows_the_gold_label_and_leaves_out_rows_without_one(la
     label_server.control(answers=["Names are the network's. => network"])
     labelling = label(**tickets, rationalise=True)
     shown = labelling.dry_run(5)
-    assert shown.count("\n=== ") == 2
+    assert shown.count("=== ") == 2
     assert labelling.ask().requests == 2
     assert set(questions(sent())) == {
         "Ticket: The dns fails\nTeam: network",
