@@ -188,6 +188,18 @@ def test_two_shards_at_once_in_one_folder(words, start, dsbs, label_server):
     assert set(asked(label_server).values()) == {1}
 
 
+def test_two_machines_with_disks_of_their_own_are_joined(dsbs, words, tmp_path):
+    for index in (0, 1):
+        process = dsbs(*words, "--output", tmp_path / f"machine-{index}", "--shard", f"{index}/2")
+        assert process.returncode == 0, process.stderr
+    one = dsbs(*words, "--output", tmp_path / "machine-0", "--merge")
+    assert f"{ROWS // 2} unanswered" in one.stdout
+    both = dsbs(*words, "--output", tmp_path / "machine-0", "--merge", tmp_path / "machine-1")
+    assert both.returncode == 0, both.stderr
+    assert f"{ROWS} rows: " in both.stdout
+    assert "unanswered" not in both.stdout
+
+
 @pytest.mark.parametrize(
     ("status", "sentence"),
     [
