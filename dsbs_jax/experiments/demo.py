@@ -181,8 +181,9 @@ def _in_parallel(runs: list[TrainConfig], operative_config: str, workers: int | 
             for future in concurrent.futures.as_completed(pending):
                 yield pending[future], future.result()
         except BaseException:
-            # What failed once would fail again: the first error is told at once.
-            pool.shutdown(wait=False, cancel_futures=True)
+            # What failed once would fail again: nothing more is begun. What runs is waited for: a worker that is still
+            # starting when this process ends would print a call stack of its own over the error.
+            pool.shutdown(cancel_futures=True)
             raise
 
 
