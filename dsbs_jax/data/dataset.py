@@ -170,10 +170,7 @@ class Dataset:
         if split not in SPLITS:
             raise ValueError(f"There is no split {split!r}; the splits are {', '.join(SPLITS)}.")
         source_split = split if split in self.source_splits else "train"
-        rows = self.read(source_split, data_dir, **dict(self.arguments))
-        if not rows.examples:
-            raise ValueError(f"Dataset {self.name!r}: the split {source_split!r} in {rows.where} has no rows.")
-        self._check_gold(rows)
+        rows = self._source(source_split, data_dir)
         examples = self._join(rows, teacher, required=split == "train")
         if source_split == "train":
             examples = self._held_out(examples, holdout_seed)[split]
@@ -197,12 +194,7 @@ class Dataset:
                 f"Dataset {self.name!r} has no split {split!r} of its own (its splits are "
                 f"{', '.join(self.source_splits)}); where it is held out of train, label train."
             )
-        rows = self.read(split, data_dir, **dict(self.arguments))
-        # A generated dataset makes its examples anew each time they are looked at.
-        rows = dataclasses.replace(rows, examples=list(rows.examples))
-        if not rows.examples:
-            raise ValueError(f"Dataset {self.name!r}: the split {split!r} in {rows.where} has no rows.")
-        self._check_gold(rows)
+        rows = self._source(split, data_dir)
         extra = rows.extra.examples if rows.extra else ()
         return [
             *(Example(row.id, row.input, row.label, choices=row.choices) for row in rows.examples),
@@ -212,6 +204,16 @@ class Dataset:
     def examples(self, split: str, data_dir: str | Path | None = None, **options) -> list[Example]:
         """`load(...)` without the counts."""
         return self.load(split, data_dir, **options).examples
+
+    def _source(self, split: str, data_dir: str | Path | None) -> Rows:
+        """The rows of a split that the source has: some, with gold labels of the label set."""
+        rows = self.read(split, data_dir, **dict(self.arguments))
+        # A generated dataset makes its examples anew each time they are looked at.
+        rows = dataclasses.replace(rows, examples=list(rows.examples))
+        if not rows.examples:
+            raise ValueError(f"Dataset {self.name!r}: the split {split!r} in {rows.where} has no rows.")
+        self._check_gold(rows)
+        return rows
 
     def _check_gold(self, rows: Rows) -> None:
         for example in rows.examples:

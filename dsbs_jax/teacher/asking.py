@@ -77,36 +77,6 @@ def ask_all(
       TeacherError: asking is of no use, e.g. a wrong key or model, or a server that is gone.
       JournalError: an answer could not be written.
     """
-    return asyncio.run(
-        ask_all_async(
-            requests,
-            teacher,
-            journal,
-            limits,
-            sampling=sampling,
-            retry_failures=retry_failures,
-            progress=progress,
-            progress_seconds=progress_seconds,
-            commit_seconds=commit_seconds,
-            grace_seconds=grace_seconds,
-        )
-    )
-
-
-async def ask_all_async(
-    requests: Iterable[Request],
-    teacher: Teacher,
-    journal: Journal,
-    limits: Limits = Limits(),
-    *,
-    sampling: Sampling = Sampling(),
-    retry_failures: bool = False,
-    progress: Callable[[Asked], None] | None = None,
-    progress_seconds: float = 1.0,
-    commit_seconds: float = 0.005,
-    grace_seconds: float = 20.0,
-) -> Asked:
-    """`ask_all` for callers that have an event loop, e.g. a notebook."""
     if journal.path is None:
         raise JournalError(f"{journal.folder} is open for reading only; answers could not be written.")
     desk = Desk(
@@ -120,6 +90,11 @@ async def ask_all_async(
         progress=progress,
         progress_seconds=progress_seconds,
     )
+    return asyncio.run(_run(desk, teacher, progress, grace_seconds))
+
+
+async def _run(desk: Desk, teacher: Teacher, progress: Callable[[Asked], None] | None, grace_seconds: float) -> Asked:
+    """The teacher works and the desk writes, side by side, to the end or to a signal."""
     work = asyncio.create_task(teacher.work(desk))
     write = asyncio.create_task(desk.write())
     with _signals(desk, work, grace_seconds) as interrupted:
