@@ -124,12 +124,12 @@ class BatchPlan:
         """The rows of the split that step `step` (from 0) trains on, in their order: int64 [batch_size]."""
         return self._order.slots(step * self.batch_size, self.batch_size)
 
-    def batch(self, step: int, rows: slice | None = None) -> dict[str, np.ndarray]:
+    def batch(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The packed arrays of step `step`.
 
         Args:
           step: from 0.
-          rows: the rows of the global batch that this host builds; None for all.
+          rows: int [...], ascending: the rows of the global batch that this host builds; None for all.
 
         Returns:
           int32 `[rows, length]`: `encoder_input_tokens`, `encoder_segment_ids`, `encoder_positions`,
@@ -142,15 +142,17 @@ class BatchPlan:
         """
         indices, layout, at = self._layout(step)
         total_rows, encoder_length, decoder_length = self.shape
-        first, stop, _ = (rows or slice(None)).indices(total_rows)
-        encoder = _Side(stop - first, encoder_length)
-        decoder = _Side(stop - first, decoder_length)
-        task_ids = np.zeros((stop - first, decoder_length), np.int32)
+        rows = np.arange(total_rows) if rows is None else rows
+        local = np.full(total_rows, -1)
+        local[rows] = np.arange(len(rows))
+        encoder = _Side(len(rows), encoder_length)
+        decoder = _Side(len(rows), decoder_length)
+        task_ids = np.zeros((len(rows), decoder_length), np.int32)
         for task_id, task in enumerate(self.tasks):
             of_task = slice(task_id, None, len(self.tasks))
-            row = layout.row[at, of_task]
-            here = np.flatnonzero((row >= first) & (row < stop))
-            place = row[here] - first, layout.segment[at, of_task][here]
+            row = local[layout.row[at, of_task]]
+            here = np.flatnonzero(row >= 0)
+            place = row[here], layout.segment[at, of_task][here]
             encoder.put(
                 *self.split.ragged(task, "inputs"), indices[here], *place, layout.encoder_offset[at, of_task][here]
             )
@@ -321,7 +323,7 @@ class _Side:
 
 
 def prefetch(
-    plan: BatchPlan, start: int, stop: int, rows: slice | None = None, depth: int = 2
+    plan: BatchPlan, start: int, stop: int, rows: np.ndarray | None = None, depth: int = 2
 ) -> Iterator[tuple[int, dict[str, np.ndarray], StepStats]]:
     """(step, batch, stats) of steps `start` to `stop`, made in a background thread, at most `depth` ahead.
 
@@ -376,7 +378,7 @@ class EvalBatch:
 
 
 def eval_batches(
-    split: Split, task: str, batch_size: int, *, rows: slice | None = None, buckets: int = 1
+    split: Split, task: str, batch_size: int, *, rows: np.ndarray | None = None, buckets: int = 1
 ) -> Iterator[EvalBatch]:
     """The inputs of every row of a split, longest first, in batches of a fixed shape.
 
@@ -384,7 +386,7 @@ def eval_batches(
       split: the split.
       task: whose inputs.
       batch_size: rows of a global batch; a multiple of what the mesh divides rows by.
-      rows: the rows of each global batch that this host builds; None for all.
+      rows: int [...], ascending: the rows of each global batch that this host builds; None for all.
       buckets: most different lengths of batches. Each is one more compilation, and shorter than the one before.
     """
     tokens, offsets = split.ragged(task, "inputs")
@@ -397,7 +399,7 @@ def eval_batches(
         longest = int(lengths[batches[bucket[0], 0]])
         length = min(packing.round_up(longest, 16), split.feature_lengths[0])
         for number in bucket:
-            local = batches[number, rows or slice(None)]
+            local = batches[number] if rows is None else batches[number, rows]
             side = _Side(len(local), length)
             side.put(tokens, offsets, local, np.arange(len(local)), np.ones_like(local), np.zeros_like(local))
             yield EvalBatch(side.tokens, batches[number], valid.reshape(batches.shape)[number])

@@ -36,27 +36,21 @@ def check_rows(mesh: Mesh, rows: int, num_microbatches: int = 1) -> None:
         )
 
 
-def local_rows(mesh: Mesh, rows: int) -> slice:
-    """Which of a global batch's `rows` rows this process is to build.
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which of a global batch's `rows` rows this process is to build: those that its devices hold.
 
-    Processes whose devices hold the same rows (a `model` axis that spans processes) get the same slice. Where a
-    process's devices do not hold neighbouring rows, as on a TPU torus, its slice still is one block: the global
-    array's rows are then a permutation of the batch's, which no sum over the batch depends on.
+    Processes whose devices hold the same rows (a `model` axis that spans processes) all build them. On a TPU torus a
+    process's devices need not hold neighbouring rows.
+
+    Returns:
+      int64 [local rows], ascending.
 
     Raises:
-      ValueError: where the mesh cannot divide the rows, or its processes hold overlapping sets of rows.
+      ValueError: where the mesh cannot divide the rows.
     """
     check_rows(mesh, rows)
-    held = _held_shards(mesh)
-    blocks = sorted({tuple(sorted(shards)) for shards in held.values()})
-    if sum(map(len, blocks)) != row_multiple(mesh) or len({len(block) for block in blocks}) > 1:
-        raise ValueError(
-            f"The processes of the mesh {dict(mesh.shape)} hold overlapping or unequal sets of rows ({blocks}): choose "
-            "sizes such that every process holds whole rows, e.g. a `model` size that divides its number of devices."
-        )
-    block = blocks.index(tuple(sorted(held[jax.process_index()])))
-    size = rows // len(blocks)
-    return slice(block * size, (block + 1) * size)
+    size = rows // row_multiple(mesh)
+    return (np.array(_held_shards(mesh))[:, None] * size + np.arange(size)).reshape(-1)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -73,21 +67,27 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
       ValueError: where the mesh cannot divide the rows.
     """
     sharding = batch_sharding(mesh)
-    local_shards = len(_held_shards(mesh)[jax.process_index()])
-    for name, array in batch.items():
-        if array.shape[0] % local_shards:
+    held = _held_shards(mesh)
+
+    def put(name: str, array: np.ndarray) -> jax.Array:
+        size, rest = divmod(array.shape[0], len(held))
+        if rest:
             raise ValueError(
-                f"The batch's {name!r} has {array.shape[0]} rows on this process, which its {local_shards} shards of "
+                f"The batch's {name!r} has {array.shape[0]} rows on this process, which its {len(held)} shards of "
                 f"rows (data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']} over all processes) cannot divide: its "
-                f"rows must be a multiple of {local_shards}."
+                f"rows must be a multiple of {len(held)}."
             )
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+        def shard(index: tuple[slice, ...]) -> np.ndarray:
+            at = held.index((index[0].start or 0) // size) * size
+            return array[at : at + size]
+
+        return jax.make_array_from_callback((size * row_multiple(mesh), *array.shape[1:]), sharding, shard)
+
+    return {name: put(name, array) for name, array in batch.items()}
 
 
-def _held_shards(mesh: Mesh) -> dict[int, set[int]]:
-    """For every process, which of the `row_multiple(mesh)` shards of a batch's rows its devices hold."""
-    held: dict[int, set[int]] = {}
-    device: jax.Device
-    for device, (index,) in batch_sharding(mesh).devices_indices_map((row_multiple(mesh),)).items():
-        held.setdefault(device.process_index, set()).add(index.start or 0)
-    return held
+def _held_shards(mesh: Mesh) -> list[int]:
+    """Which of the `row_multiple(mesh)` shards of a batch's rows this process's devices hold, ascending."""
+    shards = batch_sharding(mesh).addressable_devices_indices_map((row_multiple(mesh),))
+    return sorted({index[0].start or 0 for index in shards.values()})

@@ -2,17 +2,21 @@
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from dsbs_jax.sharding.arrays import local_rows, put_batch
 from dsbs_jax.sharding.distributed import initialize
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 
 assert initialize()
-mesh = make_mesh(MeshConfig(data=2, fsdp=2))
-rows = local_rows(mesh, 8)
 everything = np.arange(24, dtype=np.int32).reshape(8, 3)
-tokens = put_batch({"tokens": everything[rows]}, mesh)["tokens"]
-assert tokens.shape == (8, 3)
-for shard in tokens.addressable_shards:
-    np.testing.assert_array_equal(shard.data, everything[shard.index])
-print(f"rows {rows.start} to {rows.stop}, sum {jax.jit(lambda x: x.sum())(tokens)}")
+neighbours = make_mesh(MeshConfig(data=2, fsdp=2))
+# As on a TPU torus, where the devices of a process do not hold neighbouring rows.
+torus = Mesh(neighbours.devices.swapaxes(0, 1), neighbours.axis_names)
+for mesh in (neighbours, torus):
+    rows = local_rows(mesh, 8)
+    tokens = put_batch({"tokens": everything[rows]}, mesh)["tokens"]
+    assert tokens.shape == (8, 3)
+    for shard in tokens.addressable_shards:
+        np.testing.assert_array_equal(shard.data, everything[shard.index])
+    print(f"rows {rows.tolist()}, sum {jax.jit(lambda x: x.sum())(tokens)}")
