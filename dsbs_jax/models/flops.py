@@ -1,8 +1,8 @@
 """Model FLOPs: the arithmetic that the equations of a T5 need, whatever a program adds to it.
 
 A multiplication and an addition count as two. Matrix products only, as in PaLM's model FLOPs utilisation (Chowdhery et
-al. 2022, arXiv 2204.02311, appendix B): no norms, no softmax, no lookups, nothing that rematerialisation computes twice;
-masked attention scores are counted, for the equations have them.
+al. 2022, arXiv 2204.02311, appendix B): no norms, no softmax, no lookups, nothing that is rematerialised.
+Masked attention scores are counted, for the equations have them.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ _HIDDEN = ("batch", "length", "act_embed")
 _POLICIES: dict[str, Callable[..., Any]] = {
     "dots": jax.checkpoint_policies.checkpoint_dots,
     "minimal": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -95,9 +96,10 @@ class DecoderLayer(nn.Module):
         keys_values = new
         if past is not None:
             keys_values = _write(past[0], new[0], index), _write(past[1], new[1], index)
-        attended = self.self_attention(normed, keys_values, position_bias, mask, deterministic)
+        cached = past is not None
+        attended = self.self_attention(normed, keys_values, position_bias, mask, deterministic, cached)
         x = x + self.dropout(attended, deterministic)
-        attended = self.cross_attention(self.cross_norm(x), cross_keys_values, None, cross_mask, deterministic)
+        attended = self.cross_attention(self.cross_norm(x), cross_keys_values, None, cross_mask, deterministic, cached)
         x = x + self.dropout(attended, deterministic)
         x = x + self.dropout(self.ffn(self.ffn_norm(x), deterministic), deterministic)
         return nn.with_logical_constraint(x, _HIDDEN), new
@@ -381,7 +383,11 @@ class T5(nn.Module):
         return nn.with_logical_constraint(logits, ("batch", "length", "act_vocab"))
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return self.embedding[tokens].astype(self.config.dtype)
+        # Where the table's columns are split, every device looks its columns up for the tokens of all, and what it
+        # found goes to whose tokens they are: far less travels than the table, which no device ever holds whole, nor
+        # its gradient.
+        found = nn.with_logical_constraint(self.embedding[tokens], ("lookup_batch", "length", "embed"))
+        return nn.with_logical_constraint(found.astype(self.config.dtype), _HIDDEN)
 
     def _scale(self, x: jax.Array) -> jax.Array:
         return x * self.config.d_model**-0.5 if self.config.scale_logits else x

@@ -6,6 +6,7 @@ Every process builds and holds only the rows that its own devices compute; `put_
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -78,7 +79,7 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
                 f"rows must be a multiple of {len(held)}."
             )
 
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             at = held.index((index[0].start or 0) // size) * size
             return array[at : at + size]
 
@@ -89,5 +90,5 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
 
 def _held_shards(mesh: Mesh) -> list[int]:
     """Which of the `row_multiple(mesh)` shards of a batch's rows this process's devices hold, ascending."""
-    shards = batch_sharding(mesh).addressable_devices_indices_map((row_multiple(mesh),))
+    shards: Mapping[Any, Any] = batch_sharding(mesh).addressable_devices_indices_map((row_multiple(mesh),))
     return sorted({index[0].start or 0 for index in shards.values()})

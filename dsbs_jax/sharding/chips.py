@@ -25,8 +25,8 @@ class Chip:
 
 
 _GIB = 2.0**30
-# By JAX's `device_kind`. TPUs: cloud.google.com/tpu/docs, the system architecture page of each generation; GPUs: NVIDIA's
-# data sheets. Link speeds are stated there for both directions together; halved here.
+# By JAX's `device_kind`. TPUs: cloud.google.com/tpu/docs, the page of each generation; GPUs: NVIDIA's data sheets. Link
+# speeds are stated there for both directions together; halved here.
 _CHIPS = {
     "TPU v4": Chip("TPU v4", 275e12, 32 * _GIB, 1.2e12, 150e9),
     "TPU v5 lite": Chip("TPU v5e", 197e12, 16 * _GIB, 0.8e12, 100e9),

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dsbs_jax.sharding.mesh import AXES
+
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 DEFAULT_RULES: Rules = (
@@ -27,12 +29,36 @@ DEFAULT_RULES: Rules = (
     ("relpos_buckets", None),
     # Activations.
     ("batch", ("data", "fsdp")),
+    ("lookup_batch", "data"),
     ("length", None),
     ("act_embed", None),
     ("act_heads", "model"),
     ("act_mlp", "model"),
     ("act_vocab", "model"),
 )
+
+
+def make_rules(overrides: Rules) -> Rules:
+    """`DEFAULT_RULES` with some of them replaced.
+
+    Args:
+      overrides: (logical name, mesh axis, several, or None for an unsplit dimension), e.g. `(("embed", None),)`.
+
+    Raises:
+      ValueError: for a logical name or a mesh axis that does not exist, and for `batch`, which decides how rows are
+        fed.
+    """
+    known = dict(DEFAULT_RULES)
+    for name, axes in overrides:
+        if name not in known or name == "batch":
+            names = ", ".join(name for name in known if name != "batch")
+            raise ValueError(f"There is no rule for {name!r} that can be changed; the rules are {names}.")
+        if unknown := {axes} - {None, *AXES} if not isinstance(axes, tuple | list) else set(axes) - set(AXES):
+            raise ValueError(
+                f"The rule for {name!r} names the mesh axes {sorted(map(str, unknown))}; there are {', '.join(AXES)}."
+            )
+        known[name] = tuple(axes) if isinstance(axes, list) else axes
+    return tuple(known.items())
 
 
 def param_shardings(boxed: Any, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:

@@ -10,14 +10,15 @@ from dsbs_jax.data.order import check_fraction
 from dsbs_jax.data.prepare import StoreRequest
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.sharding.mesh import MeshConfig
+from dsbs_jax.sharding.rules import Rules, make_rules
 from dsbs_jax.training.optimizers import OptimizerConfig
 
 # Fields that a resumed run may change: where and how fast it runs and what it tells. The mesh is among them: it changes
 # no step's examples, but the order of sums and, as rows are made to fit the devices, where in a batch dropout falls.
 MAY_CHANGE = frozenset(
     {
-        *("model_dir", "store_root", "data.data_dir", "data.vocabulary.path", "mesh", "eval_batch_size"),
-        *("log_period", "checkpoint_period", "progress"),
+        *("model_dir", "store_root", "data.data_dir", "data.vocabulary.path", "mesh", "sharding_rules"),
+        *("eval_batch_size", "log_period", "checkpoint_period", "progress"),
     }
 )
 
@@ -33,6 +34,7 @@ class TrainConfig:
       model: the student's architecture.
       optimizer: optimiser, schedule, clipping.
       mesh: how the devices are laid out.
+      sharding_rules: changes to `sharding.rules.DEFAULT_RULES`: (logical axis, mesh axis or None) pairs.
       steps: optimiser steps.
       batch_size: examples a step; every task of an example is in the same step.
       microbatches: gradient accumulation: the packed rows of a step are computed in this many parts.
@@ -60,6 +62,7 @@ class TrainConfig:
     model: T5Config
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
+    sharding_rules: tuple[tuple[str, Any], ...] = ()
     steps: int = 10_000
     batch_size: int = 64
     microbatches: int = 1
@@ -99,12 +102,17 @@ class TrainConfig:
             if not isinstance(getattr(self, name), int | float):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a number.")
         check_fraction(self.fraction)
+        self.rules()
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; it must lie in [0, 1).")
         if self.rationale_policy not in ("label_only", "drop", "error"):
             raise ValueError(
                 f"rationale_policy is {self.rationale_policy!r}; it must be 'label_only', 'drop' or 'error'."
             )
+
+    def rules(self) -> Rules:
+        """Where logical axes lie on the mesh."""
+        return make_rules(self.sharding_rules)
 
     def store_request(self) -> StoreRequest:
         """The token store this run reads."""

@@ -28,7 +28,7 @@ from dsbs_jax.models.hf import load_huggingface
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.arrays import local_rows, put_batch, row_multiple
 from dsbs_jax.sharding.mesh import make_mesh
-from dsbs_jax.sharding.rules import param_shardings, scanned_layers
+from dsbs_jax.sharding.rules import Rules, param_shardings, scanned_layers
 from dsbs_jax.training.checkpoints import Checkpoints, abstract
 from dsbs_jax.training.config import TrainConfig, changed_fields
 from dsbs_jax.training.losses import LossConfig
@@ -229,6 +229,7 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         mesh,
         LossConfig(config.z_loss, config.label_smoothing),
         config.microbatches,
+        config.rules(),
     )
     state, history = _state(config, model, optimizer, mesh, checkpoints)
     if operative_config:
@@ -261,13 +262,16 @@ def _training_program(
     mesh: Mesh,
     loss: LossConfig,
     microbatches: int,
+    rules: Rules,
 ) -> tuple[Any, Callable[..., Any]]:
     """(optimiser, jitted step). Runs of one process that differ in seed or data alone share one compilation."""
     model = T5(model_config)
     layers = scanned_layers(abstract_params(model))
     optimizer = make_optimizer(optimizer_config, steps, layers)
     schedule = make_schedule(optimizer_config, steps)
-    step = make_train_step(model, optimizer, schedule, task_weights, mesh, loss=loss, num_microbatches=microbatches)
+    step = make_train_step(
+        model, optimizer, schedule, task_weights, mesh, loss=loss, num_microbatches=microbatches, rules=rules
+    )
     return optimizer, step
 
 
@@ -282,15 +286,15 @@ def _state(
     if not checkpoints.steps:
         params = None
         if config.initial_weights is not None:
-            shardings = param_shardings(abstract_params(model), mesh)
+            shardings = param_shardings(abstract_params(model), mesh, config.rules())
             params = load_huggingface(config.initial_weights, config.model, shardings)
-        return create_state(model, optimizer, config.seed, mesh, params=params), []
+        return create_state(model, optimizer, config.seed, mesh, config.rules(), params), []
     newest = checkpoints.steps[-1]
     record = checkpoints.record(newest)
     _check_same(config, record["config"], config.model_dir)
     if record["vocabulary"] != config.data.vocabulary.fingerprint:
         raise ValueError(f"{config.model_dir} was trained with another vocabulary: choose another model_dir.")
-    wanted = abstract_state(model, optimizer, mesh)
+    wanted = abstract_state(model, optimizer, mesh, config.rules())
     restored = checkpoints.restore(newest, wanted.params, _optimizer_item(wanted))
     logger.info("Going on after step %d.", newest)
     history = [(int(step), float(accuracy)) for step, accuracy in record["history"]]

@@ -95,7 +95,7 @@ def load_student(config: TrainConfig, step: str = "best") -> Student:
                 f"{config.model_dir} was trained with another vocabulary than {config.data.vocabulary.path}: name its "
                 "own with VOCABULARY."
             )
-        params = checkpoints.restore(number, placed_params(T5(config.model), mesh)).params
+        params = checkpoints.restore(number, placed_params(T5(config.model), mesh, config.rules())).params
     logger.info("Weights of step %d.", number)
     return Student(config, number, params, mesh, record["decode_length"])
 

@@ -6,7 +6,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
-from dsbs_jax.sharding.rules import DEFAULT_RULES, param_shardings, scanned_layers, shardings_like_params
+from dsbs_jax.sharding.rules import (
+    DEFAULT_RULES,
+    make_rules,
+    param_shardings,
+    scanned_layers,
+    shardings_like_params,
+)
 
 
 def box(shape, *names):
@@ -34,8 +40,23 @@ def test_parameters_are_split_by_the_rules(boxed, mesh):
 
 
 def test_other_rules_can_be_given(boxed, mesh):
-    rules = [("embed", None), *(rule for rule in DEFAULT_RULES if rule[0] != "embed")]
+    rules = make_rules([["embed", None]])
+    assert make_rules(()) == DEFAULT_RULES
     assert param_shardings(boxed, mesh, rules)["embedding"].spec == PartitionSpec("model", None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([("width", None)], "no rule for 'width' that can be changed; the rules are vocab, embed"),
+        ([("batch", "data")], "no rule for 'batch' that can be changed"),
+        ([("mlp", "tensor")], r"names the mesh axes \['tensor'\]; there are data, fsdp, model"),
+        ([("mlp", ("fsdp", "tensor"))], r"names the mesh axes \['tensor'\]"),
+    ],
+)
+def test_rules_that_make_no_sense(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_rules(overrides)
 
 
 def test_dimension_the_mesh_cannot_divide_is_named(mesh):
