@@ -7,11 +7,13 @@ from typing import Any, Literal
 
 FeedForward = Literal["relu", "gated-gelu"]
 Precision = Literal["float32", "bfloat16"]
-RematPolicy = Literal["none", "dots", "minimal", "full"]
+RematPolicy = Literal["none", "dots", "minimal", "offload", "full"]
+AttentionKind = Literal["einsum", "cudnn"]
 
 FEED_FORWARDS = ("relu", "gated-gelu")
 PRECISIONS = ("float32", "bfloat16")
-REMAT_POLICIES = ("none", "dots", "minimal", "full")
+REMAT_POLICIES = ("none", "dots", "minimal", "offload", "full")
+ATTENTIONS = ("einsum", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,11 @@ class T5Config:
       scan_layers: whether the layers of a stack are one scanned layer with stacked parameters (compiles in time
         independent of depth), or unrolled ones with parameters of their own.
       remat_policy: what the backward pass recomputes: `none`; `dots`: all but matrix products; `minimal`: all but the
-        products with parameters (attention scores are recomputed); `full`: everything within a layer.
+        products with parameters (attention scores are recomputed); `offload`: as `minimal`, but those products wait in
+        the host's memory, where the platform can put them there; `full`: everything within a layer.
+      attention: `einsum`, or `cudnn`: NVIDIA's fused attention, which never writes the scores to memory. It needs a
+        GPU, bfloat16 activations and no dropout (`models.platform.check_platform` says what else). Cached decoding
+        steps, of one query each, always take `einsum`.
     """
 
     d_model: int
@@ -60,6 +66,7 @@ class T5Config:
     param_dtype: Precision = "float32"
     scan_layers: bool = True
     remat_policy: RematPolicy = "none"
+    attention: AttentionKind = "einsum"
 
     def __post_init__(self) -> None:
         for name in ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "vocab_size"):
@@ -70,6 +77,7 @@ class T5Config:
             "dtype": PRECISIONS,
             "param_dtype": PRECISIONS,
             "remat_policy": REMAT_POLICIES,
+            "attention": ATTENTIONS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -78,6 +86,11 @@ class T5Config:
                 )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"T5Config: dropout_rate is {self.dropout_rate}; it must lie in [0, 1).")
+        if self.attention == "cudnn" and self.dropout_rate:
+            raise ValueError(
+                f"T5Config: attention is 'cudnn', which cannot drop attention probabilities, but dropout_rate is "
+                f"{self.dropout_rate}: set dropout_rate (the macro DROPOUT_RATE) to 0.0, or attention to 'einsum'."
+            )
         # The encoder splits the buckets between both directions, and half of each direction's are exact distances.
         if self.num_buckets < 4 or self.num_buckets % 2 or self.max_distance <= self.num_buckets // 2:
             raise ValueError(

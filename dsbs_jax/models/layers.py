@@ -98,6 +98,31 @@ def _add_position_bias_backward(_: None, gradient: jax.Array) -> tuple[jax.Array
 _add_position_bias.defvjp(_add_position_bias_forward, _add_position_bias_backward)
 
 
+def _fused_attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, position_bias: jax.Array | None, mask: jax.Array
+) -> jax.Array:
+    """cuDNN's attention. Arguments as in `Attention.__call__`; returns [batch, length, heads, d_kv]."""
+    bias = None
+    if position_bias is not None:
+        # Joined here and not by JAX, whose sum would be float32 (cuDNN 9.10's gradient of a float32 bias is NaN:
+        # jax-ml/jax issue 32242) and whose gradient would be summed over the batch in bfloat16; this one is summed in
+        # float32. In bfloat16, `MASKED` still leaves a weight of exactly 0 to whatever is hidden.
+        batch, heads, length, _ = queries.shape
+        everywhere = jnp.broadcast_to(mask, (batch, heads, length, keys.shape[2]))
+        bias = _add_position_bias(everywhere, position_bias).astype(queries.dtype)
+        bias = nn.with_logical_constraint(bias, ("batch", "act_heads", "length", None))
+    return jax.nn.dot_product_attention(
+        queries.swapaxes(1, 2),
+        keys.swapaxes(1, 2),
+        values.swapaxes(1, 2),
+        bias=bias,
+        # Where a mask stands alone it is passed as what it is: its gradient need not be computed.
+        mask=mask == 0.0 if bias is None else None,
+        scale=1.0,
+        implementation="cudnn",
+    )
+
+
 class Attention(nn.Module):
     """Multi-head attention with T5's unscaled scores: the initial query weights carry the scale."""
 
@@ -128,6 +153,7 @@ class Attention(nn.Module):
         position_bias: jax.Array | None,
         mask: jax.Array,
         deterministic: bool,
+        cached: bool = False,
     ) -> jax.Array:
         """Attend from `x`.
 
@@ -138,12 +164,17 @@ class Attention(nn.Module):
           mask: float32, 0 or `MASKED`, [batch, 1, length, key_length]. It is not joined with `position_bias`: the two
             small arrays cost less to read than their [batch, heads, length, key_length] sum.
           deterministic: whether to leave dropout out.
+          cached: whether this is a decoding step: one query, for which fused attention has nothing to save.
 
         Returns:
           [batch, length, d_model].
         """
         keys, values = keys_values
         queries = self._split_heads(self.query(x))
+        # Initialisation reads shapes alone, on any platform.
+        if self.config.attention == "cudnn" and not cached and not self.is_initializing():
+            attended = _fused_attention(queries, keys, values, position_bias, mask)
+            return self.out(attended.reshape(*x.shape[:-1], -1))
         scores = jnp.einsum("bhqd,bhkd->bhqk", queries, keys, preferred_element_type=jnp.float32)
         if position_bias is not None:
             scores = _add_position_bias(scores, position_bias)

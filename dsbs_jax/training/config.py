@@ -18,6 +18,7 @@ from dsbs_jax.training.optimizers import OptimizerConfig
 MAY_CHANGE = frozenset(
     {
         *("model_dir", "store_root", "data.data_dir", "data.vocabulary.path", "mesh", "sharding_rules"),
+        *("model.attention", "model.remat_policy"),
         *("eval_batch_size", "log_period", "checkpoint_period", "progress"),
     }
 )

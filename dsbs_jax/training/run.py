@@ -25,6 +25,7 @@ from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference.evaluation import Evaluation, Evaluator
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.models.hf import load_huggingface
+from dsbs_jax.models.platform import check_platform
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.arrays import local_rows, put_batch, row_multiple
 from dsbs_jax.sharding.mesh import make_mesh
@@ -182,6 +183,8 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
       ValueError, OSError: whatever is wrong, in a sentence.
     """
     mesh = make_mesh(config.mesh)
+    device = mesh.local_devices[0]
+    check_platform(config.model, device)
     _check_evaluation_batch(config, mesh)
     vocabulary = config.data.vocabulary
     store = TokenStore.open(ensure_store(config.store_request(), config.store_root))
@@ -199,6 +202,7 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         microbatches=config.microbatches,
         row_lengths=config.pack_lengths,
     )
+    check_platform(config.model, device, plan.shape[1:])
     data_report = {"store": store.meta.key, "rows": dict(store.meta.counts), "training": plan.report}
     logger.info("Data: %s", json.dumps(data_report))
 

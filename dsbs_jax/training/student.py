@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from dsbs_jax.data.prepare import ensure_store
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference import evaluation
+from dsbs_jax.models.platform import check_platform
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.mesh import make_mesh
 from dsbs_jax.training.checkpoints import Checkpoints
@@ -87,6 +88,7 @@ def load_student(config: TrainConfig, step: str = "best") -> Student:
     if not folder.is_dir():
         raise FileNotFoundError(f"{config.model_dir} has no checkpoints: is it the folder of a run?")
     mesh = make_mesh(config.mesh)
+    check_platform(config.model, mesh.local_devices[0], training=False)
     with Checkpoints(folder, writer=False) as checkpoints:
         number = _number(checkpoints, step, config.model_dir)
         record = checkpoints.record(number)

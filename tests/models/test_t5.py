@@ -131,7 +131,8 @@ def test_stacking_is_the_inverse_of_unstacking_and_fits_the_model():
 
 
 @pytest.mark.parametrize(
-    ("policy", "scan_layers"), [("dots", True), ("minimal", True), ("full", True), ("minimal", False)]
+    ("policy", "scan_layers"),
+    [("dots", True), ("minimal", True), ("offload", True), ("full", True), ("minimal", False)],
 )
 def test_rematerialisation_changes_nothing_even_under_dropout(policy, scan_layers):
     config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
@@ -145,13 +146,19 @@ def test_rematerialisation_changes_nothing_even_under_dropout(policy, scan_layer
 def test_rematerialisation_recomputes():
     params = _params(CONFIG)
 
-    def work(policy):
+    def program(policy):
         config = dataclasses.replace(CONFIG, remat_policy=policy)
         tokens = _tokens(0, 2, 8)
         gradient = jax.grad(lambda params: T5(config).apply({"params": params}, tokens, tokens).sum())
-        return str(jax.make_jaxpr(gradient)(params)).count("dot_general")
+        return str(jax.make_jaxpr(gradient)(params))
 
-    assert work("none") == work("dots") < work("minimal") < work("full")
+    def work(policy):
+        return program(policy).count("dot_general")
+
+    assert work("none") == work("dots") < work("minimal") == work("offload") < work("full")
+    # What `minimal` keeps on the device waits in the host's memory.
+    assert "host" in program("offload")
+    assert "host" not in program("minimal")
 
 
 def test_hidden_and_unembedding_give_the_logits():
