@@ -19,6 +19,7 @@ EXAMPLES = {
     "prepare": "dsbs prepare --gin_file datasets/cqa --gin_file methods/step_by_step --data_dir DATA",
     "label": "dsbs label --dataset cqa --teacher teachers/vllm --gin.TEACHER_MODEL=\"'NAME'\" --data_dir DATA",
     "parse": "dsbs parse --dataset cqa --answers 'DATA/cqa/llm/test_CoT_*.json' --data DATA/cqa/cqa_test.json",
+    "import": "dsbs import google/flan-t5-base --output weights/flan-t5-base",
     "train": "dsbs train --gin_file datasets/svamp --gin_file models/mini --data_dir DATA --model_dir runs/svamp",
     "eval": "dsbs eval --model_dir runs/svamp --split test",
     "predict": "dsbs predict --model_dir runs/svamp --input questions.txt --output answers.jsonl",
@@ -112,6 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--answers", required=True, nargs="+", help="JSON lists of strings: files, or patterns in quotes")
     sub.add_argument("--data", help="the file with the rows, in the order of the answers: judges the answers by them")
     sub.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+    sub = verb("import", _import, "bring weights into a folder that every mesh reads in slices")
+    sub.add_argument("source", help="a Hugging Face folder, a name on its hub, or a T5X checkpoint (with --gin_file)")
+    sub.add_argument("--output", required=True, help="the folder to make; INITIAL_CHECKPOINT_PATH names it later")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
 
     sub = verb("train", _train, "train a student and evaluate it; goes on where a stopped run ended")
     sub.add_argument("--model_dir", help="the run's folder (the macro MODEL_DIR)")
@@ -262,6 +268,15 @@ def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 
     config = _parse_gin(arguments, bindings, PrepareConfig, "runs/train")()
     print(ensure_store(config.store_request(), config.store_root))
+
+
+def _import(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    from dsbs_jax.models.importing import ImportConfig, import_weights
+    from dsbs_jax.sharding.distributed import initialize
+
+    config = _parse_gin(arguments, bindings, ImportConfig, "runs/train", "runs/import")()
+    initialize()
+    print(import_weights(arguments.source, arguments.output, config, arguments.dtype))
 
 
 def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

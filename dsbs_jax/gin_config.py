@@ -85,6 +85,7 @@ _MODULES = {
     "CustomDataset": "dsbs_jax.data.custom",
     "DemoConfig": "dsbs_jax.experiments.demo",
     "Filter": "dsbs_jax.teacher.filters",
+    "ImportConfig": "dsbs_jax.models.importing",
     "LabelConfig": "dsbs_jax.data.labelling",
     "Limits": "dsbs_jax.teacher.desk",
     "LocalTeacher": "dsbs_jax.teacher.local",

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import flax.traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from dsbs_jax.models.config import T5Config
-from dsbs_jax.models.t5 import T5
+from dsbs_jax.models.streaming import Index, Source, Tensor, Weights, load
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _HEAD = "lm_head.weight"
@@ -25,7 +20,6 @@ _HEAD = "lm_head.weight"
 _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # A bias that checkpoints of 2020 carry and no model ever used.
 _UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
-_FLOATS = ("F64", "F32", "F16", "BF16")
 _MODEL_TYPES = ("t5", "mt5")
 _PROJECTIONS = {"query": "q", "key": "k", "value": "v", "out": "o"}
 
@@ -54,8 +48,8 @@ def config_from_huggingface(folder: str | Path) -> T5Config:
     tied = raw.get("tie_word_embeddings") is not False
     scaled = raw.get("scale_decoder_outputs", tied)
     if any((Path(folder) / name).exists() for name in (_SINGLE, _INDEX)):
-        with _open(folder) as tensors:
-            tied = tied and not (_HEAD in tensors and _differ(tensors[_HEAD], tensors[_embedding_name(tensors)]))
+        tensors = _open(folder)
+        tied = tied and not (_HEAD in tensors and _differ(tensors[_HEAD], tensors[_embedding_name(tensors)]))
     else:
         tied = scaled
     try:
@@ -82,46 +76,83 @@ def config_from_huggingface(folder: str | Path) -> T5Config:
         raise ValueError(f"{path}: {error}") from None
 
 
-def load_huggingface(folder: str | Path, config: T5Config, shardings: Any = None) -> dict[str, Any]:
-    """The parameters of a Hugging Face folder.
+@dataclasses.dataclass(frozen=True)
+class _HuggingFace(Weights):
+    def source(self, path: str, num_layers: int) -> Source:
+        if path == "embedding":
+            return Source((_embedding_name(self.tensors),))
+        if path == "lm_head":
+            return Source((_HEAD,))
+        stack, group, *modules, leaf = path.split("/")
+        if group == "final_norm":
+            return Source((f"{stack}.final_layer_norm.weight",))
+        if group == "relative_bias":
+            return Source((f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",))
+        layers = range(num_layers) if group == "layers" else [int(group.removeprefix("layers_"))]
+        name = _name_in_block(modules, ffn=1 if stack == "encoder" else 2)
+        names = tuple(f"{stack}.block.{layer}.{name}.weight" for layer in layers)
+        # Torch keeps matrices as [out, in], Flax as [in, out]; embeddings are [rows, width] in both.
+        return Source(names, stacked=group == "layers", axes=(1, 0) if leaf == "kernel" else None)
 
-    Every device gets its own part of a tensor straight from the file: no more than one parameter's local shards are
-    held on the host at a time.
+    def surplus(self, config: T5Config) -> tuple[set[str], list[str]]:
+        known = {*_EMBEDDINGS, _UNUSED} | ({_HEAD} if config.tie_embeddings else set())
+        embedding = _embedding_name(self.tensors)
+        return known, [
+            f"{name} differs from {embedding}, of which it should be a copy"
+            for name in sorted(self.tensors.keys() & known - {_UNUSED, embedding})
+            if embedding in self.tensors and _differ(self.tensors[name], self.tensors[embedding])
+        ]
+
+
+def open_huggingface(folder: str | Path) -> Weights:
+    """A Hugging Face folder's weights, none of them read.
 
     Args:
       folder: with `model.safetensors`, or `model.safetensors.index.json` and the files that it names.
-      config: of the model to fill; see `config_from_huggingface`.
-      shardings: where to put the parameters, a tree like theirs of `jax.sharding.Sharding`; None: the default device.
-
-    Returns:
-      The parameters, without boxes, in the config's `param_dtype`.
 
     Raises:
-      ValueError: where files are missing or broken; or once, for all tensors that are unknown, missing, of another
-        shape or type than the config's model, or copies that differ from what they should copy.
+      ValueError: where files are missing or broken.
     """
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    boxed = jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)["params"]
-    targets = flax.traverse_util.flatten_dict(nn.meta.unbox(boxed), sep="/")
-    placements = flax.traverse_util.flatten_dict(shardings, sep="/") if shardings is not None else {}
-    with _open(folder) as tensors:
-        sources = {path: _source(path, target.shape[0], tensors) for path, target in targets.items()}
-        problems = _problems(tensors, targets, sources, config)
-        if problems:
-            raise ValueError(
-                f"The weights in {folder} are not those of the model, {len(problems)} tensors differ: "
-                + "; ".join(problems)
-                + ". Check the model's config, e.g. with config_from_huggingface(folder)."
-            )
-        params = {
-            path: _place(sources[path], tensors, target, placements.get(path)) for path, target in targets.items()
-        }
-    return flax.traverse_util.unflatten_dict(params, sep="/")
+    return _HuggingFace("Hugging Face folder", Path(folder), dict(_open(folder)))
 
 
-@contextlib.contextmanager
-def _open(folder: str | Path) -> Iterator[dict[str, Any]]:
-    """The folder's tensors as lazy slices by name, readable while the context lasts."""
+def load_huggingface(folder: str | Path, config: T5Config, shardings: Any = None) -> dict[str, Any]:
+    """The parameters of a Hugging Face folder.
+
+    Args:
+      folder: see `open_huggingface`.
+      config: of the model to fill; see `config_from_huggingface`.
+      shardings: as in `streaming.load`, as are the result and its errors; copies of the embeddings that differ from
+        them are among those.
+
+    Raises:
+      ValueError: see there and `open_huggingface`.
+    """
+    return load(open_huggingface(folder), config, shardings)
+
+
+def is_huggingface(folder: str | Path) -> bool:
+    """Whether a folder looks like one of Hugging Face's, whole or not."""
+    return any((Path(folder) / name).exists() for name in (_SINGLE, _INDEX, "config.json"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """A tensor of a safetensors file."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def read(self, index: Index) -> np.ndarray:
+        # The file is mapped into memory while it is open: opened anew, its pages go back to the system after each read.
+        with safe_open(self.file, framework="numpy") as tensors:
+            return tensors.get_slice(self.name)[index]
+
+
+def _open(folder: str | Path) -> dict[str, _Tensor]:
+    """The folder's tensors by name."""
     folder = Path(folder)
     index = folder / _INDEX
     if (folder / _SINGLE).exists():
@@ -133,83 +164,37 @@ def _open(folder: str | Path) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{index} is not a safetensors index: it holds no JSON object `weight_map`.") from None
     else:
         raise ValueError(
-            f"{folder} holds neither {_SINGLE} nor {_INDEX}: name a folder with safetensors weights (transformers "
-            "writes them with save_pretrained)."
+            f"{folder} holds neither {_SINGLE} nor {_INDEX}: name a folder with safetensors weights. Where there is a "
+            "pytorch_model.bin, transformers converts it: T5ForConditionalGeneration.from_pretrained(FOLDER)"
+            ".save_pretrained(NEW_FOLDER)."
         )
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for file in files:
-            try:
-                handle = stack.enter_context(safe_open(file, framework="numpy"))
-            except FileNotFoundError:
-                raise ValueError(f"{file} is missing; {index} names it: copy the whole folder.") from None
-            except SafetensorError as error:
-                raise ValueError(f"{file} is not a whole safetensors file ({error}): copy it again.") from None
-            tensors |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118, not a dict
-        yield tensors
+    found: dict[str, _Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                for name in tensors.keys():  # noqa: SIM118, not a dict
+                    lazy = tensors.get_slice(name)
+                    found[name] = _Tensor(file, name, tuple(lazy.get_shape()), lazy.get_dtype())
+        except FileNotFoundError:
+            raise ValueError(f"{file} is missing; {index} names it: copy the whole folder.") from None
+        except SafetensorError as error:
+            raise ValueError(f"{file} is not a whole safetensors file ({error}): copy it again.") from None
+    return found
 
 
-def _embedding_name(tensors: dict[str, Any]) -> str:
+def _embedding_name(tensors: Mapping[str, Any]) -> str:
     return next((name for name in _EMBEDDINGS if name in tensors), _EMBEDDINGS[0])
 
 
-def _differ(one: Any, other: Any) -> bool:
-    """Whether two slices hold different values."""
-    shape = one.get_shape()
-    if shape != other.get_shape():
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices hold different values."""
+    if one.shape != other.shape:
         return True
-    chunks = (slice(row, min(row + 4096, shape[0])) for row in range(0, shape[0], 4096))
-    return any(not np.array_equal(one[rows], other[rows]) for rows in chunks)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """Where a parameter's values come from: one tensor, or one per layer.
-
-    Attributes:
-      names: of the tensors.
-      stacked: whether the parameter stacks them along a leading axis.
-      transposed: torch keeps matrices as [out, in], Flax as [in, out]; embeddings are [rows, width] in both.
-    """
-
-    names: tuple[str, ...]
-    stacked: bool = False
-    transposed: bool = False
-
-    def shape(self, parameter_shape: tuple[int, ...]) -> list[int]:
-        """The shape that each tensor must have."""
-        shape = list(parameter_shape[1:] if self.stacked else parameter_shape)
-        return shape[::-1] if self.transposed else shape
-
-    def read(self, tensors: dict[str, Any], index: tuple[slice, ...], dtype: Any) -> np.ndarray:
-        """The part of the parameter at `index`, of slices with start and stop."""
-        names = self.names[index[0]] if self.stacked else self.names
-        inner = index[1:] if self.stacked else index
-        parts = (tensors[name][inner[::-1] if self.transposed else inner] for name in names)
-        parts = (part.T if self.transposed else part for part in parts)
-        if not self.stacked:
-            return next(parts).astype(dtype)
-        result = np.empty([len(names), *(cut.stop - cut.start for cut in inner)], dtype)
-        for layer, part in enumerate(parts):
-            result[layer] = part
-        return result
-
-
-def _source(path: str, num_layers: int, tensors: dict[str, Any]) -> _Source:
-    """The source of the parameter at `path`; `num_layers` is how many layers it stacks if it stacks any."""
-    if path == "embedding":
-        return _Source((_embedding_name(tensors),))
-    if path == "lm_head":
-        return _Source((_HEAD,))
-    stack, group, *modules, leaf = path.split("/")
-    if group == "final_norm":
-        return _Source((f"{stack}.final_layer_norm.weight",))
-    if group == "relative_bias":
-        return _Source((f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",))
-    stacked = group == "layers"
-    layers = range(num_layers) if stacked else [int(group.removeprefix("layers_"))]
-    name = _name_in_block(modules, ffn=1 if stack == "encoder" else 2)
-    return _Source(tuple(f"{stack}.block.{layer}.{name}.weight" for layer in layers), stacked, leaf == "kernel")
+    chunks = (
+        (slice(row, min(row + 4096, one.shape[0])), *(slice(0, size) for size in one.shape[1:]))
+        for row in range(0, one.shape[0], 4096)
+    )
+    return any(not np.array_equal(one.read(rows), other.read(rows)) for rows in chunks)
 
 
 def _name_in_block(modules: list[str], ffn: int) -> str:
@@ -227,43 +212,3 @@ def _name_in_block(modules: list[str], ffn: int) -> str:
         case ["ffn", projection]:
             return f"layer.{ffn}.DenseReluDense.{projection}"
     raise ValueError(f"No tensor of a Hugging Face T5 corresponds to {'/'.join(modules)!r}.")
-
-
-def _problems(
-    tensors: dict[str, Any], targets: dict[str, Any], sources: dict[str, _Source], config: T5Config
-) -> list[str]:
-    """Every way in which the tensors are not those of the model."""
-    problems = []
-    for path, source in sources.items():
-        expected = source.shape(targets[path].shape)
-        for name in source.names:
-            if name not in tensors:
-                problems.append(f"{name} is missing")
-            elif tensors[name].get_shape() != expected:
-                problems.append(f"{name} has shape {tensors[name].get_shape()}, the model's is {expected}")
-            elif tensors[name].get_dtype() not in _FLOATS:
-                problems.append(f"{name} is of type {tensors[name].get_dtype()}, not floating point")
-    copies = set(_EMBEDDINGS) | ({_HEAD} if config.tie_embeddings else set())
-    embedding = _embedding_name(tensors)
-    for name in sorted(tensors.keys() - {_UNUSED} - {name for source in sources.values() for name in source.names}):
-        if name not in copies:
-            problems.append(f"{name} is unknown")
-        elif embedding in tensors and _differ(tensors[name], tensors[embedding]):
-            problems.append(f"{name} differs from {embedding}, of which it should be a copy")
-    return problems
-
-
-def _place(source: _Source, tensors: dict[str, Any], target: jax.ShapeDtypeStruct, sharding: Any) -> jax.Array:
-    """One parameter, read onto its devices."""
-    read: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
-
-    def part(index: Any) -> np.ndarray:
-        # Devices that hold the same part ask for it one after the other.
-        bounds = tuple(cut.indices(size)[:2] for cut, size in zip(index, target.shape, strict=True))
-        if bounds not in read:
-            read[bounds] = source.read(tensors, tuple(slice(*bound) for bound in bounds), target.dtype)
-        return read[bounds]
-
-    if sharding is None:
-        return jnp.asarray(part((slice(None),) * len(target.shape)))
-    return jax.make_array_from_callback(target.shape, sharding, part)
