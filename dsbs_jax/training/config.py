@@ -52,7 +52,7 @@ class TrainConfig:
       eval_batch_size: examples a decoding step.
       max_decode_length: most tokens decoded; None takes the longest label target of the training data, doubled.
       log_period: steps between lines of metrics.
-      initial_weights: folder with Hugging Face weights to start from; None starts from random ones.
+      initial_weights: folder to start from: of `dsbs import`, Hugging Face, T5X, or another run; None: random weights.
       store_root: folder of the token stores; None takes `default_store_root()`.
       progress: a progress bar where standard error is a terminal.
     """

@@ -24,7 +24,6 @@ from dsbs_jax.data.prepare import ensure_store
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference.evaluation import Evaluation, Evaluator
 from dsbs_jax.models.config import T5Config
-from dsbs_jax.models.hf import load_huggingface
 from dsbs_jax.models.platform import check_platform
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.arrays import local_rows, put_batch, row_multiple
@@ -32,6 +31,7 @@ from dsbs_jax.sharding.mesh import make_mesh
 from dsbs_jax.sharding.rules import Rules, param_shardings, scanned_layers
 from dsbs_jax.training.checkpoints import Checkpoints, abstract
 from dsbs_jax.training.config import TrainConfig, changed_fields
+from dsbs_jax.training.initial_weights import initial_weights
 from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from dsbs_jax.training.step import TrainState, abstract_params, abstract_state, create_state, make_train_step
@@ -291,7 +291,7 @@ def _state(
         params = None
         if config.initial_weights is not None:
             shardings = param_shardings(abstract_params(model), mesh, config.rules())
-            params = load_huggingface(config.initial_weights, config.model, shardings)
+            params = initial_weights(config.initial_weights, config.model, shardings)
         return create_state(model, optimizer, config.seed, mesh, config.rules(), params), []
     newest = checkpoints.steps[-1]
     record = checkpoints.record(newest)

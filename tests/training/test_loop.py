@@ -304,7 +304,7 @@ def test_published_weights_are_where_a_run_starts(dsbs, finished, save_torch_t5,
 
     process = dsbs(*RUN, "--model_dir", tmp_path / "other", *start, "--gin.T5Config.d_ff=32")
     assert process.returncode == 1
-    assert "[16, 16], the model's is [16, 32]" in process.stderr.splitlines()[-1]
+    assert "d_ff is 16 there and 32 here" in process.stderr.splitlines()[-1]
     assert str(theirs.folder) in process.stderr.splitlines()[-1]
 
 
