@@ -33,7 +33,8 @@ class OptimizerConfig:
       b1: adamw's decay of the first moment.
       b2: adamw's decay of the second moment.
       eps: adamw's epsilon.
-      moment_dtype: of adamw's first moment; `bfloat16` saves 2 bytes a parameter.
+      moment_dtype: of adamw's first moment; `bfloat16` saves 2 bytes a parameter. All else that either optimiser
+        keeps is float32, and so is its arithmetic, also where the parameters are bfloat16.
     """
 
     name: Literal["adamw", "adafactor"] = "adamw"
@@ -128,7 +129,22 @@ def make_optimizer(
         parts.insert(0, _clip_by_global_norm(config.clip_norm))
     if config.weight_decay:
         parts.append(optax.add_decayed_weights(config.weight_decay, is_matrix))
-    return optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config, train_steps)))
+    return _in_float32(optax.chain(*parts, optax.scale_by_learning_rate(make_schedule(config, train_steps))))
+
+
+def _in_float32(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`transformation` of float32 gradients and parameters, whatever they are: optax takes over their dtype.
+
+    In bfloat16 a second moment would stand still: 1 - b2 is below the last of its 8 bits.
+    """
+
+    def widen(tree: Any) -> Any:
+        return jax.tree.map(lambda array: array.astype(jnp.float32), tree)
+
+    def update(gradients: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        return transformation.update(widen(gradients), state, widen(params))
+
+    return optax.GradientTransformation(lambda params: transformation.init(widen(params)), update)
 
 
 def per_layer(transformation: optax.GradientTransformation, scanned_layers: Any) -> optax.GradientTransformation:

@@ -20,9 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dsbs_jax.sharding.arrays import batch_sharding, check_rows
 from dsbs_jax.sharding.rules import DEFAULT_RULES, Rules, param_shardings, shardings_like_params
 from dsbs_jax.training.losses import LossConfig, TaskSums, multi_task_loss, task_counts
+from dsbs_jax.training.rounding import apply_updates
 
 Batch = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+# Sets the key of rounding apart from those of microbatches, which count from 0.
+_ROUNDING = 2**31
 
 _MODEL_INPUTS = (
     "encoder_input_tokens",
@@ -42,8 +46,8 @@ class TrainState:
       step: int32 `[]`, updates made so far.
       params: the model's parameters, without boxes.
       opt_state: the optimiser's state.
-      rng: uint32 key data; the dropout of step k is drawn from `fold_in(rng, k)`, wherever the run was resumed and
-        however many hosts it has.
+      rng: uint32 key data; dropout and rounding of step k are drawn from `fold_in(rng, k)`, wherever the run was
+        resumed and however many hosts it has.
       healthy: bool `[]`, False from the first step whose loss or gradient was not finite. From then on every step
         leaves the state alone, so a caller that notices some steps later still holds the state before that step.
     """
@@ -221,7 +225,7 @@ def make_train_step(
 
     def update(state: TrainState, grads: Any) -> TrainState:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = apply_updates(state.params, updates, jax.random.fold_in(_step_key(state), _ROUNDING))
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -229,9 +233,9 @@ def make_train_step(
         # What the model's logical constraints are read with.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
             counts = task_counts(batch["decoder_task_ids"], batch["decoder_loss_weights"], len(task_weights))
-            key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-            (value, sums), grads = accumulate(state.params, batch, counts, key)
-            grad_norm = optax.tree.norm(grads)
+            (value, sums), grads = accumulate(state.params, batch, counts, _step_key(state))
+            # Bfloat16 gradients are summed in float32, and stay what they are: the update reads them again.
+            grad_norm = optax.tree.norm(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
             finite = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)
             # Not jnp.where: a branch writes the donated state in place, a choice between old and new copies it first.
             updated = jax.lax.cond(finite, update, lambda state, _: state, state, grads)
@@ -253,6 +257,11 @@ def make_train_step(
     return jax.jit(
         step, in_shardings=(shardings, batch_sharding(mesh)), out_shardings=(shardings, whole), donate_argnums=0
     )
+
+
+def _step_key(state: TrainState) -> jax.Array:
+    """The key of all that is drawn in the step that `state` is about to make."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
 
 
 def _shardings(state: TrainState) -> TrainState:

@@ -216,3 +216,22 @@ def test_rematerialisation_does_not_matter_where_nothing_is_differentiated():
 def test_dropout_is_refused_with_it():
     with pytest.raises(ValueError, match=r"cannot drop attention probabilities, but dropout_rate is 0\.1: set dropout"):
         dataclasses.replace(FUSED, dropout_rate=0.1)
+
+
+@pytest.mark.parametrize(
+    ("binding", "sentence"),
+    [
+        ("DROPOUT_RATE=0.1", "cannot drop attention probabilities, but dropout_rate is 0.1"),
+        ("DROPOUT_RATE=0.0", "attention is 'cudnn', which needs an NVIDIA GPU, but the device is 'cpu' (cpu)"),
+    ],
+)
+def test_a_run_that_asks_for_what_is_not_there_ends_in_a_sentence(dsbs, tmp_path, binding, sentence):
+    process = dsbs(
+        *("train", "--gin_file", "datasets/bestiary", "--gin_file", "models/tiny", "--model_dir", tmp_path / "run"),
+        *("--gin.T5Config.attention='cudnn'", f"--gin.{binding}"),
+        env={"DSBS_STORE_DIR": str(tmp_path / "stores")},
+    )
+    assert process.returncode == 1
+    assert sentence in process.stderr.splitlines()[-1]
+    # Said before even the data is read.
+    assert not (tmp_path / "stores").exists()

@@ -120,6 +120,24 @@ def test_first_moment_in_bfloat16():
     assert adam.nu["w"].dtype == jnp.float32
 
 
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_bfloat16_parameters_have_the_state_and_the_updates_of_float32_ones(name):
+    config = OptimizerConfig(name, learning_rate=1e-2, weight_decay=0.1)
+    optimizer = make_optimizer(config, STEPS, SCANNED)
+    narrow = lambda tree: jax.tree.map(lambda array: array.astype(jnp.bfloat16), tree)  # noqa: E731
+    wide = lambda tree: jax.tree.map(lambda array: array.astype(jnp.float32), tree)  # noqa: E731
+    params, states = narrow(random_tree(0)), []
+    for as_given in (narrow, wide):
+        state = optimizer.init(as_given(params))
+        for seed in (1, 2, 3):
+            updates, state = jax.jit(optimizer.update)(as_given(narrow(random_tree(seed))), state, as_given(params))
+        assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype("float32")}
+        states.append((updates, state))
+    assert "bfloat16" not in {leaf.dtype.name for leaf in jax.tree.leaves(states)}
+    # One program after the widening; where it is fused differently, a float32's last bits differ.
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-9), *states)
+
+
 @pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"clip_norm": None, "schedule": "constant"}])
 def test_adafactor_treats_scanned_layers_one_by_one(options):
     config = OptimizerConfig("adafactor", learning_rate=1e-2, **options)
