@@ -28,9 +28,9 @@ def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
             return round_stochastically(total, jax.random.fold_in(key, number))
         return total.astype(param.dtype)
 
-    leaves, structure = jax.tree.flatten(params)
-    added = map(add, range(len(leaves)), leaves, structure.flatten_up_to(updates))
-    return jax.tree.unflatten(structure, added)
+    structure = jax.tree.structure(params)
+    numbers = jax.tree.unflatten(structure, range(structure.num_leaves))
+    return jax.tree.map(add, numbers, params, updates)
 
 
 def round_stochastically(values: jax.Array, key: jax.Array) -> jax.Array:
