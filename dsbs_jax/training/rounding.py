@@ -28,8 +28,7 @@ def apply_updates(params: Any, updates: Any, key: jax.Array) -> Any:
             return round_stochastically(total, jax.random.fold_in(key, number))
         return total.astype(param.dtype)
 
-    structure = jax.tree.structure(params)
-    numbers = jax.tree.unflatten(structure, range(structure.num_leaves))
+    numbers = jax.tree.unflatten(jax.tree.structure(params), range(len(jax.tree.leaves(params))))
     return jax.tree.map(add, numbers, params, updates)
 
 
