@@ -11,6 +11,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from dsbs_jax import hosts
+from dsbs_jax.hosts import SENTENCES
+
 T = TypeVar("T")
 
 EXAMPLES = {
@@ -50,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Preempted as stopped:
         print(f"dsbs: {stopped}", file=sys.stderr)
         return 143
-    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+    except SENTENCES as error:
         if os.environ.get("DSBS_TRACEBACK"):
             raise
         print(f"dsbs: {error}", file=sys.stderr)
@@ -119,15 +122,18 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", required=True, help="the folder to make; INITIAL_CHECKPOINT_PATH names it later")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
 
+    hosts.add_flags(sub)
     sub = verb("train", _train, "train a student and evaluate it; goes on where a stopped run ended")
     sub.add_argument("--model_dir", help="the run's folder (the macro MODEL_DIR)")
 
+    hosts.add_flags(sub)
     sub = verb("eval", _eval, "evaluate a trained student again")
     sub.add_argument("--model_dir", required=True, help="the run's folder")
     sub.add_argument("--split", default="test", help="default: %(default)s")
     sub.add_argument("--step", default="best", help="best, last, or a step that has a checkpoint (default: best)")
     sub.add_argument("--output", help="JSON lines of predictions")
 
+    hosts.add_flags(sub)
     sub = verb("predict", _predict, "answer new inputs with a trained student")
     sub.add_argument("--model_dir", required=True, help="the run's folder")
     sub.add_argument("--step", default="best", help="best, last, or a step that has a checkpoint (default: best)")
@@ -272,11 +278,12 @@ def _prepare(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 
 def _import(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     from dsbs_jax.models.importing import ImportConfig, import_weights
-    from dsbs_jax.sharding.distributed import initialize
 
-    config = _parse_gin(arguments, bindings, ImportConfig, "runs/train", "runs/import")()
-    initialize()
-    print(import_weights(arguments.source, arguments.output, config, arguments.dtype))
+    with hosts.joined(arguments) as prints:
+        config = _parse_gin(arguments, bindings, ImportConfig, "runs/train", "runs/import")()
+        told = import_weights(arguments.source, arguments.output, config, arguments.dtype)
+        if prints:
+            print(told)
 
 
 def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -285,17 +292,19 @@ def _train(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 
     from dsbs_jax import gin_config
     from dsbs_jax.sharding.compilation import keep_compilations
-    from dsbs_jax.sharding.distributed import initialize
     from dsbs_jax.training import loop
     from dsbs_jax.training.config import TrainConfig
 
-    make = _parse_gin(arguments, bindings, TrainConfig, "runs/train")
-    keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
-    config = make()
-    operative = gin_config.operative()
-    print(operative, file=sys.stderr)
-    initialize()
-    print(json.dumps(dataclasses.asdict(loop.train(config, operative))))
+    with hosts.joined(arguments) as prints:
+        make = _parse_gin(arguments, bindings, TrainConfig, "runs/train")
+        keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
+        config = make()
+        operative = gin_config.operative()
+        if prints:
+            print(operative, file=sys.stderr)
+        result = loop.train(config, operative)
+        if prints:
+            print(json.dumps(dataclasses.asdict(result)))
 
 
 def _student(arguments: argparse.Namespace, bindings: Sequence[str]):
@@ -318,12 +327,14 @@ def _eval(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json
     import pathlib
 
-    student = _student(arguments, bindings)
-    evaluation = student.evaluate(arguments.split)
-    if arguments.output:
-        evaluation.write(pathlib.Path(arguments.output))
-    rows = len(evaluation.rows)
-    print(json.dumps({"split": arguments.split, "step": student.step, "rows": rows, "accuracy": evaluation.accuracy}))
+    with hosts.joined(arguments) as prints:
+        student = _student(arguments, bindings)
+        evaluation = student.evaluate(arguments.split)
+        told = {"split": arguments.split, "step": student.step, "rows": len(evaluation.rows)}
+        if prints and arguments.output:
+            evaluation.write(pathlib.Path(arguments.output))
+        if prints:
+            print(json.dumps(told | {"accuracy": evaluation.accuracy}))
 
 
 def _predict(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -342,8 +353,10 @@ def _predict(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     if arguments.output == "-":
         sys.stdout.write(lines)
     else:
+    from dsbs_jax.sharding.cluster import refuse_several
         pathlib.Path(arguments.output).write_text(lines)
 
+    refuse_several("dsbs predict")
 
 def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json

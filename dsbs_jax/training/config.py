@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from dsbs_jax import schema
@@ -124,18 +125,27 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-def changed_fields(before: dict[str, Any], after: dict[str, Any], path: str = "") -> list[str]:
-    """Names of the fields, dotted, that differ between two `to_json` and that a resumed run may not change."""
+def changed_fields(
+    before: dict[str, Any],
+    after: dict[str, Any],
+    may_change: Collection[str] = MAY_CHANGE,
+    words: tuple[str, str] = ("before", "now"),
+    path: str = "",
+) -> list[str]:
+    """Names of the fields, dotted, that differ between two `to_json`, except those that `may_change`, with both values.
+
+    `words` stand behind the values; the default `may_change` is what a resumed run may change.
+    """
     changed = []
     for name in sorted(before.keys() | after.keys()):
         field = f"{path}{name}"
-        if field in MAY_CHANGE:
+        if field in may_change:
             continue
         old, new = before.get(name), after.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            changed += changed_fields(old, new, f"{field}.")
+            changed += changed_fields(old, new, may_change, words, f"{field}.")
         elif _plain(old) != _plain(new):
-            changed.append(f"{field} ({old!r} before, {new!r} now)")
+            changed.append(f"{field} ({old!r} {words[0]}, {new!r} {words[1]})")
     return changed
 
 

@@ -12,9 +12,12 @@ import time
 from typing import Any
 
 from dsbs_jax.inference.evaluation import Evaluation
+from dsbs_jax.sharding.agreement import from_first
+from dsbs_jax.sharding.distributed import shared_fate
 from dsbs_jax.training import run as runs
 from dsbs_jax.training.checkpoints import best_of
 from dsbs_jax.training.config import TrainConfig
+from dsbs_jax.training.folder import check_agreement, finished_result, reserved_folder
 from dsbs_jax.training.preemption import Preempted, PreemptionSignal
 from dsbs_jax.training.telemetry import NonFiniteLossError
 
@@ -46,7 +49,8 @@ def train(config: TrainConfig, operative_config: str = "") -> Result:
     """Trains one student, or goes on where a killed run stopped, and evaluates it.
 
     The run's folder gets `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `predictions_{validation,test}.jsonl` (of the
-    selected step), and `summary.json`. A finished run is not run again: its summary is returned.
+    selected step), and `summary.json`. A finished run is not run again: its summary is returned. In a run of several
+    processes, process 0 writes all but the checkpoints, and all return the same result.
 
     Args:
       config: the run.
@@ -58,17 +62,19 @@ def train(config: TrainConfig, operative_config: str = "") -> Result:
       Preempted: SIGTERM arrived; the state is saved.
     """
     started = time.perf_counter()
-    if finished := runs.finished_result(config):
-        logger.info("%s is finished: its result stands in summary.json.", config.model_dir)
-        return Result(**finished)
-    with runs.reserved_folder(config.model_dir) as folder:
-        return _train(runs.start(config, folder, operative_config), started)
+    with shared_fate():
+        check_agreement(config)
+        if finished := finished_result(config):
+            logger.info("%s is finished: its result stands in summary.json.", config.model_dir)
+            return Result(**finished)
+        with reserved_folder(config.model_dir) as folder:
+            return _train(runs.start(config, folder, operative_config), started)
 
 
 def _train(run: runs.Run, started: float) -> Result:
     config = run.config
     state, history = run.state, run.history
-    with run.checkpoints, run.telemetry as telemetry, PreemptionSignal() as signal:
+    with run.checkpoints, run.telemetry as telemetry, PreemptionSignal() as signal, shared_fate():
         step = int(state.step)
         # A run killed between its last evaluation and its summary has no step left to do.
         for step, batch, stats in () if _should_stop(config, history) else run.batches():
@@ -88,7 +94,7 @@ def _train(run: runs.Run, started: float) -> Result:
                 elif config.checkpoint_period and step % config.checkpoint_period == 0:
                     telemetry.flush()
                     run.save(state, step, history, None)
-                if signal.received:
+                if signal.stops_after(step):
                     telemetry.flush()
                     run.save(state, step, history, None)
                     raise Preempted(step, config.model_dir)
@@ -113,9 +119,7 @@ def _finish(
     if selected_step != step:
         params = run.restore_params(selected_step, params)
     test = last if selected_step == step else run.evaluate("test", params)
-    for split, evaluation in (("validation", run.evaluate("validation", params)), ("test", test)):
-        if evaluation is not None:
-            evaluation.write(run.folder / f"predictions_{split}.jsonl")
+    evaluations = {"validation": run.evaluate("validation", params), "test": test}
     config = run.config
     result = Result(
         dataset=run.store.meta.name,
@@ -130,8 +134,17 @@ def _finish(
         steps=step,
         seconds=round(time.perf_counter() - started, 3),
     )
-    summary = {"result": dataclasses.asdict(result), "data": run.data_report, "config": config.to_json()}
+    # One result for all processes, once it is written: their clocks differ.
+    return Result(**from_first("result", lambda: _write(run, result, evaluations)))
+
+
+def _write(run: runs.Run, result: Result, evaluations: dict[str, Evaluation | None]) -> dict[str, Any]:
+    """Predictions and summary, in the run's folder; returns the result."""
+    for split, evaluation in evaluations.items():
+        if evaluation is not None:
+            evaluation.write(run.folder / f"predictions_{split}.jsonl")
+    summary = {"result": dataclasses.asdict(result), "data": run.data_report, "config": run.config.to_json()}
     temporary = run.folder / "summary.json.tmp"
     temporary.write_text(json.dumps(summary, indent=1) + "\n")
     temporary.replace(run.folder / "summary.json")
-    return result
+    return dataclasses.asdict(result)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import json
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -19,18 +17,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dsbs_jax.data.batches import BatchPlan, prefetch
-from dsbs_jax.data.folders import held
-from dsbs_jax.data.prepare import ensure_store
+from dsbs_jax.data.shared_store import ensure_store_on_hosts
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference.evaluation import Evaluation, Evaluator
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.models.platform import check_platform
 from dsbs_jax.models.t5 import T5
+from dsbs_jax.sharding.agreement import from_first, is_first, together
 from dsbs_jax.sharding.arrays import local_rows, put_batch, row_multiple
 from dsbs_jax.sharding.mesh import make_mesh
 from dsbs_jax.sharding.rules import Rules, param_shardings, scanned_layers
 from dsbs_jax.training.checkpoints import Checkpoints, abstract
-from dsbs_jax.training.config import TrainConfig, changed_fields
+from dsbs_jax.training.config import TrainConfig
+from dsbs_jax.training.folder import check_same
 from dsbs_jax.training.initial_weights import initial_weights
 from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
@@ -121,54 +120,14 @@ class Run:
         """Saves the state before the failed step, which the step left untouched, and names the step's examples."""
         done = error.step - 1
         self.save(state, done, history, None)
-        self.checkpoints.wait()
+        # Whoever raises ends the others, and process 0 may still be at it.
+        together("saved", self.checkpoints.wait)
         ids = [example["id"] for example in self.plan.split.examples(self.plan.indices(done))]
         return NonFiniteLossError(
             error.step,
             error.values,
             f" The state after step {done} is saved in {self.folder / 'checkpoints'}. Examples: {', '.join(ids)}.",
         )
-
-
-def finished_result(config: TrainConfig) -> dict[str, Any] | None:
-    """The result of a run that is done, or None.
-
-    Raises:
-      ValueError: the folder holds a finished run of another configuration; names the fields.
-    """
-    path = pathlib.Path(config.model_dir) / "summary.json"
-    if not path.is_file():
-        return None
-    summary = json.loads(path.read_text())
-    _check_same(config, summary["config"], config.model_dir)
-    return summary["result"]
-
-
-@contextlib.contextmanager
-def reserved_folder(model_dir: str) -> Iterator[pathlib.Path]:
-    """The run's folder, made where it is missing, for this run alone while the block runs.
-
-    Raises:
-      OSError: it cannot be written.
-      ValueError: another process trains in it.
-    """
-    folder = pathlib.Path(model_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(bytes(4096))
-        probe.unlink()
-    except OSError as error:
-        raise OSError(
-            f"Cannot write to the output folder {folder} ({error.strerror}): choose another MODEL_DIR."
-        ) from None
-    with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:
-            try:
-                stack.enter_context(held(folder / ".lock"))
-            except BlockingIOError:
-                raise ValueError(f"Another process trains in {folder}: choose another MODEL_DIR, or stop it.") from None
-        yield folder
 
 
 def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "") -> Run:
@@ -187,7 +146,7 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
     check_platform(config.model, device)
     _check_evaluation_batch(config, mesh)
     vocabulary = config.data.vocabulary
-    store = TokenStore.open(ensure_store(config.store_request(), config.store_root))
+    store = TokenStore.open(ensure_store_on_hosts(config.store_request(), config.store_root))
     _check_vocabulary(config, store)
     _check_tasks(config, store)
     plan = BatchPlan(
@@ -236,7 +195,7 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         config.rules(),
     )
     state, history = _state(config, model, optimizer, mesh, checkpoints)
-    if operative_config:
+    if operative_config and is_first():
         (folder / "config.gin").write_text(operative_config)
     return Run(
         config=config,
@@ -250,7 +209,12 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         evaluators=evaluators,
         checkpoints=checkpoints,
         telemetry=Telemetry(
-            folder, int(state.step), config.steps, config.log_period, store.meta.tasks, config.progress
+            folder if is_first() else None,
+            int(state.step),
+            config.steps,
+            config.log_period,
+            store.meta.tasks,
+            config.progress,
         ),
         decode_length=max_length,
         data_report=data_report,
@@ -287,15 +251,16 @@ def _state(
     config: TrainConfig, model: T5, optimizer: Any, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[TrainState, History]:
     """A new state, or that of the newest checkpoint."""
-    if not checkpoints.steps:
+    # Process 0 alone removes what a killed run left: what the others see of the folder may be older.
+    newest = from_first("newest", lambda: max(checkpoints.steps, default=None))
+    if newest is None:
         params = None
         if config.initial_weights is not None:
             shardings = param_shardings(abstract_params(model), mesh, config.rules())
             params = initial_weights(config.initial_weights, config.model, shardings)
         return create_state(model, optimizer, config.seed, mesh, config.rules(), params), []
-    newest = checkpoints.steps[-1]
     record = checkpoints.record(newest)
-    _check_same(config, record["config"], config.model_dir)
+    check_same(config, record["config"], config.model_dir)
     if record["vocabulary"] != config.data.vocabulary.fingerprint:
         raise ValueError(f"{config.model_dir} was trained with another vocabulary: choose another model_dir.")
     wanted = abstract_state(model, optimizer, mesh, config.rules())
@@ -303,14 +268,6 @@ def _state(
     logger.info("Going on after step %d.", newest)
     history = [(int(step), float(accuracy)) for step, accuracy in record["history"]]
     return TrainState(params=restored.params, healthy=jnp.bool_(True), **restored.optimizer), history
-
-
-def _check_same(config: TrainConfig, before: dict[str, Any], model_dir: str) -> None:
-    if changed := changed_fields(before, config.to_json()):
-        raise ValueError(
-            f"{model_dir} holds a run with another configuration, which cannot go on with this one: "
-            f"{'; '.join(changed)}. Choose another model_dir, or the old values."
-        )
 
 
 def _check_evaluation_batch(config: TrainConfig, mesh: Mesh) -> None:

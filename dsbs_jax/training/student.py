@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from dsbs_jax.data.prepare import ensure_store
+from dsbs_jax.data.shared_store import ensure_store_on_hosts
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference import evaluation
 from dsbs_jax.models.platform import check_platform
@@ -45,7 +45,7 @@ class Student:
     def evaluate(self, split: str) -> evaluation.Evaluation:
         """Accuracy and predictions on a split of the dataset that the run's configuration names."""
         config = self.config
-        store = TokenStore.open(ensure_store(config.store_request(), config.store_root))
+        store = TokenStore.open(ensure_store_on_hosts(config.store_request(), config.store_root))
         evaluator = evaluation.Evaluator(
             model=T5(config.model),
             split=store.split(split),

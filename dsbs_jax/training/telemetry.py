@@ -14,7 +14,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -54,7 +54,8 @@ class Telemetry:
     """Averages a run's numbers over `period` steps and writes them out.
 
     Args:
-      folder: gets `metrics.jsonl` and TensorBoard event files.
+      folder: gets `metrics.jsonl` and TensorBoard event files; None writes and tells nothing, as all processes of a run
+        but the first, which read the numbers all the same: a loss that is not finite stops them at the same step.
       start_step: steps finished before this process; an interrupted run's later lines are dropped, they come again.
       total_steps: for the progress bar.
       period: steps between lines.
@@ -63,12 +64,20 @@ class Telemetry:
     """
 
     def __init__(
-        self, folder: pathlib.Path, start_step: int, total_steps: int, period: int, tasks: Sequence[str], progress: bool
+        self,
+        folder: pathlib.Path | None,
+        start_step: int,
+        total_steps: int,
+        period: int,
+        tasks: Sequence[str],
+        progress: bool,
     ):
-        self._path = folder / "metrics.jsonl"
-        _drop_lines_after(self._path, start_step)
-        self._file = self._path.open("a")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, flush_secs=30)
+        self._file: TextIO | None = None
+        self._tensorboard: Any = None
+        if folder is not None:
+            _drop_lines_after(folder / "metrics.jsonl", start_step)
+            self._file = (folder / "metrics.jsonl").open("a")
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, flush_secs=30)
         self._pending: collections.deque[tuple[int, dict[str, jax.Array], dict[str, float]]] = collections.deque()
         self._window: list[dict[str, float]] = []
         self._period = period
@@ -77,15 +86,16 @@ class Telemetry:
         self._started = time.perf_counter()
         self._start_step = start_step
         self._returned = time.perf_counter()
-        bar = progress and sys.stderr.isatty()
+        bar = folder is not None and progress and sys.stderr.isatty()
         self._bar = tqdm.tqdm(total=total_steps, initial=start_step, unit="step", smoothing=0.05) if bar else None
 
     def __enter__(self) -> Telemetry:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        if self._file is not None:
+            self._file.close()
+            self._tensorboard.close()
         if self._bar is not None:
             self._bar.close()
 
@@ -130,6 +140,8 @@ class Telemetry:
             self._window.clear()
 
     def _write(self, step: int, values: dict[str, float]) -> None:
+        if self._file is None:
+            return
         values = {name: round(value, 6) if math.isfinite(value) else value for name, value in values.items()}
         self._file.write(json.dumps({"step": step} | values) + "\n")
         self._file.flush()
