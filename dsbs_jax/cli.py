@@ -26,7 +26,8 @@ EXAMPLES = {
     "train": "dsbs train --gin_file datasets/svamp --gin_file models/mini --data_dir DATA --model_dir runs/svamp",
     "eval": "dsbs eval --model_dir runs/svamp --split test",
     "predict": "dsbs predict --model_dir runs/svamp --input questions.txt --output answers.jsonl",
-    "bench": "dsbs bench train --data_dir DATA",
+    "aot": "dsbs aot --gin_file models/t5_1_1_xxl --topology v5p:2x2x4",
+    "bench": "dsbs bench step --gin_file models/t5_1_1_large",
 }
 
 # Exit codes of a labelling that can go on: after a signal, and after limits or rows that came to nothing for now.
@@ -121,27 +122,38 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("source", help="a Hugging Face folder, a name on its hub, or a T5X checkpoint (with --gin_file)")
     sub.add_argument("--output", required=True, help="the folder to make; INITIAL_CHECKPOINT_PATH names it later")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default: %(default)s")
-
     hosts.add_flags(sub)
+
     sub = verb("train", _train, "train a student and evaluate it; goes on where a stopped run ended")
     sub.add_argument("--model_dir", help="the run's folder (the macro MODEL_DIR)")
-
     hosts.add_flags(sub)
+
     sub = verb("eval", _eval, "evaluate a trained student again")
     sub.add_argument("--model_dir", required=True, help="the run's folder")
     sub.add_argument("--split", default="test", help="default: %(default)s")
     sub.add_argument("--step", default="best", help="best, last, or a step that has a checkpoint (default: best)")
     sub.add_argument("--output", help="JSON lines of predictions")
-
     hosts.add_flags(sub)
+
     sub = verb("predict", _predict, "answer new inputs with a trained student")
     sub.add_argument("--model_dir", required=True, help="the run's folder")
     sub.add_argument("--step", default="best", help="best, last, or a step that has a checkpoint (default: best)")
     sub.add_argument("--input", default="-", help="text, one input a line, or JSON lines with `input` (default: stdin)")
     sub.add_argument("--output", default="-", help="JSON lines of `input` and `prediction` (default: stdout)")
 
-    sub = verb("bench", _bench, "measure training speed against transformers' T5 in torch")
-    sub.add_argument("what", choices=("train",))
+    sub = verb(
+        "aot", _aot, "compile a run's programs for devices that need not be there: do they fit"
+    )
+    sub.add_argument("--topology", help="a TPU slice such as v5p:2x2x4 or v5e:8x8 (needs the libtpu wheel)")
+    sub.add_argument("--slices", type=int, default=1, help="how many such slices (default: %(default)s)")
+    sub.add_argument("--devices", type=int, help="instead: this many simulated devices")
+    sub.add_argument("--platform", choices=("cpu",), default="cpu", help="of the simulated devices")
+    sub.add_argument("--only", choices=("train", "decode"), help="compile this program alone (default: both)")
+    sub.add_argument("--json", action="store_true", help="one JSON object instead of text")
+
+    sub = verb("bench", _bench, "measure training: against T5 in torch, or on the devices there are")
+    sub.add_argument("what", choices=("train", "step"), help="train: against torch; step: seconds, tokens, MFU")
+    hosts.add_flags(sub)
     return parser
 
 
@@ -341,8 +353,10 @@ def _predict(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json
     import pathlib
 
+    from dsbs_jax.sharding.cluster import refuse_several
     from dsbs_jax.training.student import read_inputs
 
+    refuse_several("dsbs predict")
     text = sys.stdin.read() if arguments.input == "-" else pathlib.Path(arguments.input).read_text()
     inputs = read_inputs(text, arguments.input)
     predictions = _student(arguments, bindings).predict(inputs)
@@ -353,14 +367,47 @@ def _predict(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     if arguments.output == "-":
         sys.stdout.write(lines)
     else:
-    from dsbs_jax.sharding.cluster import refuse_several
         pathlib.Path(arguments.output).write_text(lines)
 
-    refuse_several("dsbs predict")
+
+def _aot(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
+    import json
+
+    if (arguments.topology is None) == (arguments.devices is None):
+        raise ValueError("Name what to compile for: --topology v5p:2x2x4, or --devices 16.")
+    # Compiles for devices that are not there: neither an accelerator nor the TPU's metadata server is asked.
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+    if arguments.devices:
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={arguments.devices}"
+    import jax
+
+    from dsbs_jax.training import aot
+
+    config = _parse_gin(arguments, bindings, aot.AotConfig, "runs/train", "runs/aot")()
+    if arguments.topology:
+        where, devices = arguments.topology, aot.tpu_devices(arguments.topology, arguments.slices)
+        where = f"{arguments.slices} x {where}" if arguments.slices > 1 else where
+    else:
+        where, devices = f"{arguments.devices} simulated devices ({arguments.platform})", jax.devices()
+    programs = (arguments.only,) if arguments.only else aot.PROGRAMS
+    estimates = [aot.estimate(config, devices, program) for program in programs]
+    print(json.dumps(aot.to_json(estimates, where)) if arguments.json else aot.report(estimates, where))
+    return 1 if any(one.fits is False for one in estimates) else 0
+
 
 def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json
 
+    if arguments.what == "step":
+        from dsbs_jax.experiments import bench_step
+
+        files = ("runs/train", "models/t5_1_1_base", "runs/aot", "runs/bench_step")
+        with hosts.joined(arguments) as prints:
+            measured = bench_step.run(_parse_gin(arguments, bindings, bench_step.StepBenchConfig, *files)())
+            if prints:
+                print(json.dumps(measured))
+        return
     from dsbs_jax.data.locations import find_data_dir
     from dsbs_jax.experiments import bench
 

@@ -80,6 +80,7 @@ class PrepareConfig:
 # What gin can configure, and where it lies. A module is imported where what is built needs it: `dsbs label` asks a
 # teacher without loading JAX.
 _MODULES = {
+    "AotConfig": "dsbs_jax.training.aot",
     "BenchConfig": "dsbs_jax.experiments.bench",
     "Concurrency": "dsbs_jax.teacher.pacing",
     "CustomDataset": "dsbs_jax.data.custom",
@@ -100,6 +101,7 @@ _MODULES = {
     "ProviderBatches": "dsbs_jax.teacher.provider_batches",
     "RegexParser": "dsbs_jax.teacher.parsers",
     "Sampling": "dsbs_jax.teacher.requests",
+    "StepBenchConfig": "dsbs_jax.experiments.bench_step",
     "StoreRequest": "dsbs_jax.data.prepare",
     "T5Config": "dsbs_jax.models.config",
     "TaskFormat": "dsbs_jax.schema",

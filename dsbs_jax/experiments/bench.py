@@ -23,12 +23,11 @@ from dsbs_jax.data.batches import BatchPlan
 from dsbs_jax.data.prepare import StoreRequest, ensure_store
 from dsbs_jax.data.store import Feature, Split, TokenStore
 from dsbs_jax.models.config import T5Config
-from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.arrays import put_batch
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
-from dsbs_jax.sharding.rules import scanned_layers
-from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from dsbs_jax.training.step import abstract_params, create_state, make_train_step
+from dsbs_jax.training.optimizers import OptimizerConfig
+from dsbs_jax.training.program import training_program
+from dsbs_jax.training.step import create_state
 
 logger = logging.getLogger(__name__)
 
@@ -98,15 +97,13 @@ def train(config: BenchConfig) -> dict[str, Any]:
 
 def _jax_step(config: BenchConfig, plan: BatchPlan, method: schema.Method) -> Callable[[int], None]:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    model, optimizer_config = T5(config.model), OptimizerConfig()
-    optimizer = make_optimizer(optimizer_config, _PLANNED_STEPS, scanned_layers(abstract_params(model)))
-    schedule = make_schedule(optimizer_config, _PLANNED_STEPS)
-    step_function = make_train_step(model, optimizer, schedule, [task.weight for task in method.tasks], mesh)
-    state = create_state(model, optimizer, 0, mesh)
+    weights = tuple(task.weight for task in method.tasks)
+    program = training_program(config.model, OptimizerConfig(), _PLANNED_STEPS, weights, mesh)
+    state = create_state(program.model, program.optimizer, 0, mesh)
 
     def step(number: int) -> None:
         nonlocal state
-        state, metrics = step_function(state, put_batch(plan.batch(number), mesh))
+        state, metrics = program.step(state, put_batch(plan.batch(number), mesh))
         jax.block_until_ready((state, metrics))
 
     return step

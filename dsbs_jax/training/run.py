@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import pathlib
@@ -20,20 +19,19 @@ from dsbs_jax.data.batches import BatchPlan, prefetch
 from dsbs_jax.data.shared_store import ensure_store_on_hosts
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference.evaluation import Evaluation, Evaluator
-from dsbs_jax.models.config import T5Config
 from dsbs_jax.models.platform import check_platform
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.agreement import from_first, is_first, together
 from dsbs_jax.sharding.arrays import local_rows, put_batch, row_multiple
 from dsbs_jax.sharding.mesh import make_mesh
-from dsbs_jax.sharding.rules import Rules, param_shardings, scanned_layers
+from dsbs_jax.sharding.rules import param_shardings
 from dsbs_jax.training.checkpoints import Checkpoints, abstract
 from dsbs_jax.training.config import TrainConfig
 from dsbs_jax.training.folder import check_same
 from dsbs_jax.training.initial_weights import initial_weights
 from dsbs_jax.training.losses import LossConfig
-from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from dsbs_jax.training.step import TrainState, abstract_params, abstract_state, create_state, make_train_step
+from dsbs_jax.training.program import TrainingProgram, training_program
+from dsbs_jax.training.step import TrainState, abstract_params, abstract_state, create_state
 from dsbs_jax.training.telemetry import NonFiniteLossError, Telemetry
 
 logger = logging.getLogger(__name__)
@@ -165,11 +163,10 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
     data_report = {"store": store.meta.key, "rows": dict(store.meta.counts), "training": plan.report}
     logger.info("Data: %s", json.dumps(data_report))
 
-    model = T5(config.model)
     max_length = _decode_length(config, store)
     evaluators = {
         name: Evaluator(
-            model=model,
+            model=T5(config.model),
             split=store.split(name),
             method=config.method,
             metric=store.meta.metric,
@@ -184,7 +181,7 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
     if missing := {"validation", "test"} - evaluators.keys():
         logger.info("%s has no split %s: not evaluated on it.", store.meta.name, " and no ".join(sorted(missing)))
     checkpoints = Checkpoints(folder / "checkpoints")
-    optimizer, train_step = _training_program(
+    program = training_program(
         config.model,
         config.optimizer,
         config.steps,
@@ -194,7 +191,7 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         config.microbatches,
         config.rules(),
     )
-    state, history = _state(config, model, optimizer, mesh, checkpoints)
+    state, history = _state(config, program, mesh, checkpoints)
     if operative_config and is_first():
         (folder / "config.gin").write_text(operative_config)
     return Run(
@@ -205,7 +202,7 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         mesh=mesh,
         state=state,
         history=history,
-        train_step=train_step,
+        train_step=program.step,
         evaluators=evaluators,
         checkpoints=checkpoints,
         telemetry=Telemetry(
@@ -221,36 +218,15 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _training_program(
-    model_config: T5Config,
-    optimizer_config: OptimizerConfig,
-    steps: int,
-    task_weights: tuple[float, ...],
-    mesh: Mesh,
-    loss: LossConfig,
-    microbatches: int,
-    rules: Rules,
-) -> tuple[Any, Callable[..., Any]]:
-    """(optimiser, jitted step). Runs of one process that differ in seed or data alone share one compilation."""
-    model = T5(model_config)
-    layers = scanned_layers(abstract_params(model))
-    optimizer = make_optimizer(optimizer_config, steps, layers)
-    schedule = make_schedule(optimizer_config, steps)
-    step = make_train_step(
-        model, optimizer, schedule, task_weights, mesh, loss=loss, num_microbatches=microbatches, rules=rules
-    )
-    return optimizer, step
-
-
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {"opt_state": state.opt_state, "rng": state.rng, "step": state.step}
 
 
 def _state(
-    config: TrainConfig, model: T5, optimizer: Any, mesh: Mesh, checkpoints: Checkpoints
+    config: TrainConfig, program: TrainingProgram, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[TrainState, History]:
     """A new state, or that of the newest checkpoint."""
+    model, optimizer = program.model, program.optimizer
     # Process 0 alone removes what a killed run left: what the others see of the folder may be older.
     newest = from_first("newest", lambda: max(checkpoints.steps, default=None))
     if newest is None:

@@ -7,7 +7,7 @@ Everything is one `jax.jit` program over a mesh: parameters and optimiser state 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -144,7 +144,7 @@ def make_train_step(
     loss: LossConfig = LossConfig(),
     num_microbatches: int = 1,
     rules: Rules = DEFAULT_RULES,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """The jitted training step `(state, batch) -> (state, metrics)`. It donates the state: the old one is gone.
 
     The loss is that of `multi_task_loss`, with token counts over the whole batch: on any mesh and in any number of
