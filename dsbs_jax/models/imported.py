@@ -29,6 +29,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 PARAMS, RECORD = "params", "model.json"
 # Chunks that any mesh reads without reading much else. (A chunk is otherwise what one device of the writer held.)
 _CHUNK_BYTES = 32 * 2**20
+# Written at once, on the way from the devices to the disk.
+_AT_ONCE_BYTES = 256 * 2**20
 
 # The fields of T5Config that say which function the weights compute. All others say how, or how it is trained.
 ARCHITECTURE = (
@@ -170,6 +172,11 @@ def write(folder: str | Path, params: Any, record: Record) -> None:
         unfinished.parent.mkdir(parents=True, exist_ok=True)
     _together("made")
     options = ocp.Context()
+    # Orbax refuses what is larger than its limits.
+    shards = (shard.data.nbytes for array in jax.tree.leaves(params) for shard in array.addressable_shards)
+    at_once = max(_AT_ONCE_BYTES, 1 + max(shards))
+    options.memory_options.write_concurrent_bytes = at_once
+    options.memory_options.transfer_concurrent_bytes = at_once
     options.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     # Random-looking numbers do not get smaller.
     options.array.saving.use_compression = False
