@@ -102,6 +102,157 @@ def save_torch_t5() -> Callable[..., TorchT5]:
     return save
 
 
+@pytest.fixture(scope="session")
+def write_huggingface() -> Callable[..., dict[str, Any]]:
+    """Writes a Hugging Face folder of random numbers without torch, and returns its tensors by name."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    def write(folder: pathlib.Path, config: Any, seed: int = 0) -> dict[str, Any]:
+        inner, gated = config.num_heads * config.d_kv, config.feed_forward == "gated-gelu"
+        shapes: dict[str, tuple[int, ...]] = {"shared.weight": (config.vocab_size, config.d_model)}
+        if not config.tie_embeddings:
+            shapes["lm_head.weight"] = (config.vocab_size, config.d_model)
+        for stack, depth in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+            attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
+            for layer in range(depth):
+                for number, name in enumerate((*attentions, "DenseReluDense")):
+                    sublayer = f"{stack}.block.{layer}.layer.{number}"
+                    shapes[f"{sublayer}.layer_norm.weight"] = (config.d_model,)
+                    inward = ("wi_0", "wi_1") if gated else ("wi",)
+                    if name != "DenseReluDense":
+                        shapes |= {f"{sublayer}.{name}.{p}.weight": (inner, config.d_model) for p in "qkv"}
+                        shapes[f"{sublayer}.{name}.o.weight"] = (config.d_model, inner)
+                    else:
+                        shapes |= {f"{sublayer}.{name}.{p}.weight": (config.d_ff, config.d_model) for p in inward}
+                        shapes[f"{sublayer}.{name}.wo.weight"] = (config.d_model, config.d_ff)
+            bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+            shapes |= {
+                f"{stack}.final_layer_norm.weight": (config.d_model,),
+                bias: (config.num_buckets, config.num_heads),
+            }
+        generator = np.random.default_rng(seed)
+        tensors = {name: generator.standard_normal(shape, np.float32) / 4 for name, shape in shapes.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "model.safetensors")
+        names = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "vocab_size")
+        raw = {name: getattr(config, name) for name in names} | {
+            "model_type": "t5",
+            "feed_forward_proj": config.feed_forward,
+            "tie_word_embeddings": config.tie_embeddings,
+            "relative_attention_num_buckets": config.num_buckets,
+            "relative_attention_max_distance": config.max_distance,
+        }
+        (folder / "config.json").write_text(json.dumps(raw))
+        return tensors
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_t5x() -> Callable[..., None]:
+    """Writes tensors with Hugging Face's names as a T5X checkpoint.
+
+    The names, shapes and orders of axes are those that transformers' converter of T5X checkpoints reads; the files are
+    those that `t5x/checkpoints.py` writes: a msgpack file beside zarr folders (`t5x`), or items of Orbax, as folders
+    (`orbax`), in one store (`ocdbt`) or as before 2023, without metadata (`placeholders`).
+    """
+    import flax.serialization
+    import flax.traverse_util
+    import numpy as np
+    import tensorstore
+
+    norms = {
+        "encoder": ("pre_attention_layer_norm", "pre_mlp_layer_norm"),
+        "decoder": ("pre_self_attention_layer_norm", "pre_cross_attention_layer_norm", "pre_mlp_layer_norm"),
+    }
+    modules = {
+        "encoder": ("attention", "mlp"),
+        "decoder": ("self_attention", "encoder_decoder_attention", "mlp"),
+    }
+    projections = {"q": "query", "k": "key", "v": "value", "o": "out"}
+
+    def target(tensors: dict[str, Any], scanned: bool) -> dict[str, Any]:
+        flat = {"token_embedder/embedding": tensors["shared.weight"]}
+        if "lm_head.weight" in tensors:
+            flat["decoder/logits_dense/kernel"] = tensors["lm_head.weight"].T
+        depths: dict[str, int] = {}
+        for name, values in tensors.items():
+            stack, *words = name.split(".")
+            if words[0] == "final_layer_norm":
+                flat[f"{stack}/{stack}_norm/scale"] = values
+            elif words[0] == "block":
+                layer, sublayer, module, *rest = f"layers_{words[1]}", int(words[3]), words[4], words[5]
+                depths[stack] = max(depths.get(stack, 0), int(words[1]) + 1)
+                if module == "layer_norm":
+                    flat[f"{stack}/{layer}/{norms[stack][sublayer]}/scale"] = values
+                elif rest == ["relative_attention_bias"]:
+                    flat[f"{stack}/relpos_bias/rel_embedding"] = values.T
+                else:
+                    projection = projections.get(rest[0], rest[0])
+                    flat[f"{stack}/{layer}/{modules[stack][sublayer]}/{projection}/kernel"] = values.T
+        if not scanned:
+            return flat
+        for stack, depth in depths.items():
+            bias = flat.pop(f"{stack}/relpos_bias/rel_embedding")
+            for layer in range(depth):
+                flat[f"{stack}/layers_{layer}/relpos_bias/rel_embedding"] = bias
+            for name in [name for name in flat if name.startswith(f"{stack}/layers_0/")]:
+                layers = [flat.pop(name.replace("layers_0", f"layers_{layer}")) for layer in range(depth)]
+                flat[name.replace("layers_0", stack)] = np.stack(layers, axis=1)
+        return flat
+
+    def zarr(folder: pathlib.Path, name: str, values: Any, dtype: str, gzip: bool) -> dict[str, Any]:
+        chunks = [-(-size // 2) for size in values.shape]
+        spec = {
+            "driver": "zarr",
+            "dtype": dtype,
+            "kvstore": {"driver": "file", "path": f"{folder}/{name}"},
+            "metadata": {"compressor": {"id": "gzip"} if gzip else None, "shape": list(values.shape), "chunks": chunks},
+        }
+        store = tensorstore.open(spec, create=True).result()
+        store.write(values.astype(store.dtype.numpy_dtype)).result()
+        # What T5X puts into its msgpack file: the same with a path that holds wherever the folder is, and, from a
+        # bucket, with a name of a bucket that says nothing.
+        bucket = {"driver": "gcs", "bucket": "t5x-dummy-bucket"} if gzip else {"driver": "gfile"}
+        return spec | {"kvstore": bucket | {"path": name}}
+
+    def write(
+        folder: pathlib.Path,
+        tensors: dict[str, Any],
+        scanned: bool = False,
+        layout: str = "t5x",
+        dtype: str = "float32",
+        gzip: bool = True,
+        change: Callable[[dict[str, Any]], None] = lambda flat: None,
+    ) -> None:
+        flat = target(tensors, scanned)
+        change(flat)
+        moments = {f"state/param_states/{name}/v_row": np.zeros(3, np.float32) for name in flat}
+        tree = {f"target/{name}": values for name, values in flat.items()} | moments | {"state/step": np.int32(7)}
+        folder.mkdir(parents=True)
+        if layout in ("orbax", "ocdbt"):
+            import orbax.checkpoint
+
+            handler = orbax.checkpoint.PyTreeCheckpointHandler(use_ocdbt=layout == "ocdbt", use_zarr3=False)
+            arrays = {name: np.asarray(values).astype(dtype) for name, values in tree.items()}
+            item = flax.traverse_util.unflatten_dict(arrays, sep="/")
+            orbax.checkpoint.Checkpointer(handler).save(folder.absolute() / "state", item)
+            return
+        place = folder / "state" if layout == "placeholders" else folder
+        place.mkdir(exist_ok=True)
+        for name, values in tree.items():
+            if name.startswith("target/") and values.ndim > 1:
+                dots = name.replace("/", ".")
+                spec = zarr(place, dots, values, dtype, gzip)
+                tree[name] = spec if layout == "t5x" else f"PLACEHOLDER://{dots}"
+        nested = flax.traverse_util.unflatten_dict(tree, sep="/")
+        contents = {"version": 3, "optimizer": nested} if layout == "t5x" else nested
+        (place / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(contents))
+
+    return write
+
+
 @dataclasses.dataclass(frozen=True)
 class Server:
     """A running server."""

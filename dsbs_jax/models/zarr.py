@@ -86,7 +86,7 @@ def open_arrays(specs: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Stored],
         # TensorStore raises ValueError for what is missing and for what is damaged.
         except (ValueError, OSError) as error:
             reason = "is missing" if "NOT_FOUND" in str(error) else f"cannot be read ({str(error)[:200]})"
-            broken[name] = f"{reason}, looked for in {_where(specs[name])}"
+            broken[name] = f"{reason}, {_called(specs[name])}"
     listing = {
         name: stored.store.kvstore.list()
         for name, stored in found.items()
@@ -97,7 +97,7 @@ def open_arrays(specs: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Stored],
         wanted = math.prod(math.ceil(size / step) for size, step in zip(found[name].shape, chunk, strict=True))
         present = sum(not key.rpartition(b"/")[2].startswith(b".") for key in future.result())
         if present < wanted:
-            broken[name] = f"has {present} of its {wanted} chunks, looked for in {_where(specs[name])}"
+            broken[name] = f"has {present} of its {wanted} chunks, {_called(specs[name])}"
             del found[name]
     return found, broken
 
@@ -133,10 +133,14 @@ def orbax_specs(folder: Path) -> dict[tuple[str, ...], dict[str, Any]]:
     driver = {"driver": "zarr3" if metadata.get("use_zarr3") else "zarr"}
     if not metadata.get("use_ocdbt", (folder / _OCDBT).is_file()):
         return {key: zarr_folder(folder, ".".join(key)) | driver for key in keys}
+    if not (folder / _OCDBT).is_file():
+        raise ValueError(
+            f"{folder} lacks {_OCDBT}, through which Orbax finds every array: copy the whole folder again."
+        )
     store = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder.absolute()}/"}}
     return {key: {**driver, "kvstore": {**store, "path": f"{'.'.join(key)}/"}, **_STRICT} for key in keys}
 
 
-def _where(spec: dict[str, Any]) -> str:
-    store = spec["kvstore"]
-    return store["path"] if store["driver"] == "file" else f"{store['base']['path']} as {store['path']}"
+def _called(spec: dict[str, Any]) -> str:
+    """The array's name in its folder or store."""
+    return f"looked for as {spec['kvstore']['path'].rstrip('/').rpartition('/')[2]}"
