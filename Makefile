@@ -21,10 +21,11 @@ test: $(VENV)/test  ## The fast tests
 test-slow: $(VENV)/test  ## The long tests
 	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
 
-lint: $(VENV)/dev  ## Lint, format check, import order of the rooms
+lint: $(VENV)/dev  ## Lint, format check, import order of the rooms, shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/shellcheck scripts/*.sh
 
 types: $(VENV)/dev  ## Type check
 	$(BIN)/mypy

@@ -3,7 +3,7 @@
 # JSON a size. Adafactor, bfloat16 parameters and activations. A size that does not fit is said and passed over.
 #
 #   scripts/bench_accelerator.sh                          # all sizes, rows for one GPU of 141 GB
-#   SIZES=large ROWS_large=64 scripts/bench_accelerator.sh --gin.MeshConfig.preset="'fsdp'"
+#   SIZES=large ROWS_large=64 scripts/bench_accelerator.sh --gin.MESH="'fsdp'"
 #
 # Further words go to every `dsbs bench step`. For memory foretold without a device: `dsbs aot` with the same words.
 set -euo pipefail

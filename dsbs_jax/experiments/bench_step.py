@@ -74,7 +74,7 @@ def run(config: StepBenchConfig) -> dict[str, Any]:
         rules=rules,
     )
     shapes = abstract_batch(mesh, program.rows, *program.lengths)
-    lowered = made.step.lower(abstract_state(made.model, made.optimizer, mesh, rules), shapes)  # type: ignore[attr-defined]
+    lowered = made.step.lower(abstract_state(made.model, made.optimizer, mesh, rules), shapes)
     started = time.perf_counter()
     step = lowered.compile()
     compile_seconds = time.perf_counter() - started
@@ -98,8 +98,9 @@ def run(config: StepBenchConfig) -> dict[str, Any]:
         )
     median = statistics.median(seconds[1:])
     flops = train_step_flops(model, program.rows, *program.lengths)
-    device, memory = mesh.devices.flat[0], step.memory_analysis()
+    device = mesh.devices.flat[0]
     chip = find_chip(device.device_kind)
+    memory: Any = step.memory_analysis()
     needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
         "device": device.device_kind,
