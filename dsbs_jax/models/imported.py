@@ -8,25 +8,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 import dsbs_jax
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.models.streaming import Layer, Source, Tensor, Weights
 from dsbs_jax.models.zarr import is_orbax, open_arrays, orbax_specs
+from dsbs_jax.sharding.agreement import from_first
 
 # Orbax reports every phase of every save.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-PARAMS, RECORD = "params", "model.json"
+PARAMS, RECORD, GIN = "params", "model.json", "model.gin"
 # Chunks that any mesh reads without reading much else. (A chunk is otherwise what one device of the writer held.)
 _CHUNK_BYTES = 32 * 2**20
 # Written at once, on the way from the devices to the disk.
@@ -167,10 +166,19 @@ def write(folder: str | Path, params: Any, record: Record) -> None:
     """
     final = Path(folder).absolute()
     unfinished = final.with_name(f".{final.name}.importing")
-    if jax.process_index() == 0:
+
+    def make_room() -> None:
+        # What a killed import left behind.
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.parent.mkdir(parents=True, exist_ok=True)
-    _together("made")
+
+    def finish() -> None:
+        text = json.dumps(dataclasses.asdict(record), indent=2)
+        (unfinished / RECORD).write_text(f"{text}\n", "utf-8")
+        (unfinished / GIN).write_text(gin_lines(record.model), "utf-8")
+        unfinished.rename(final)
+
+    from_first("import: make room", make_room)
     options = ocp.Context()
     # Orbax refuses what is larger than its limits.
     shards = (shard.data.nbytes for array in jax.tree.leaves(params) for shard in array.addressable_shards)
@@ -180,21 +188,16 @@ def write(folder: str | Path, params: Any, record: Record) -> None:
     options.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     # Random-looking numbers do not get smaller.
     options.array.saving.use_compression = False
-    with options:
-        ocp.save_checkpointables(unfinished, {PARAMS: params})
-    if jax.process_index() == 0:
-        text = json.dumps(dataclasses.asdict(record), indent=2)
-        (unfinished / RECORD).write_text(f"{text}\n", "utf-8")
-        (unfinished / "model.gin").write_text(gin_lines(record.model), "utf-8")
-        os.rename(unfinished, final)
-    _together("named")
+    try:
+        with options:
+            ocp.save_checkpointables(unfinished, {PARAMS: params})
+    # TensorStore raises ValueError for a full disk, too.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise OSError(f"{final} could not be written ({reason[:300]}): make room, and import again.") from error
+    from_first("import: finish", finish)
 
 
 def gin_lines(model: Mapping[str, Any]) -> str:
     """The gin file that names an architecture."""
     return "".join(["MODEL = @T5Config()\n", *(f"T5Config.{name} = {value!r}\n" for name, value in model.items())])
-
-
-def _together(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"dsbs import {name}")

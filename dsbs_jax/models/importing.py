@@ -10,9 +10,10 @@ from collections import Counter
 from pathlib import Path
 
 from dsbs_jax.models.config import Precision, T5Config
-from dsbs_jax.models.imported import Record, architecture, gin_lines, is_finished, write
+from dsbs_jax.models.imported import GIN, Record, architecture, gin_lines, is_finished, write
 from dsbs_jax.models.streaming import Weights, abstract_parameters, load
 from dsbs_jax.models.weights import check_architecture, open_weights
+from dsbs_jax.sharding.agreement import from_first, together
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 from dsbs_jax.sharding.rules import param_shardings
 
@@ -54,17 +55,18 @@ def import_weights(source: str, output: str | Path, config: ImportConfig, dtype:
       OSError: the output cannot be written.
     """
     mesh = make_mesh(config.mesh)
-    folder, name, fingerprint = _find(source)
-    weights = open_weights(folder)
+    # An error in one process is an error in all.
+    folder, name, fingerprint = together("import: find", lambda: _find(source))
+    weights = together("import: open", lambda: open_weights(folder))
     model = dataclasses.replace(_model(weights, config.model), param_dtype=dtype, scan_layers=True)
     described = architecture(model)
     record = Record(described, name, fingerprint, weights.kind, dtype, model.num_parameters())
-    if is_finished(output, record):
+    if from_first("import: finished", lambda: is_finished(output, record)):
         return f"{output} holds {name} in {dtype} already; nothing was read.\n{_usage(output)}"
     logger.info("Reading %s.", folder)
     params = load(weights, model, param_shardings(abstract_parameters(model), mesh))
     write(output, params, record)
-    lines = f"The model, as in {Path(output) / 'model.gin'}:\n\n{gin_lines(described)}"
+    lines = f"The model, as in {Path(output) / GIN}:\n\n{gin_lines(described)}"
     return f"{_summary(weights, record)}\n{lines}\n{_usage(output)}"
 
 
@@ -133,5 +135,5 @@ def _summary(weights: Weights, record: Record) -> str:
 
 
 def _usage(output: str | Path) -> str:
-    gin, folder = Path(output) / "model.gin", Path(output)
+    gin, folder = Path(output) / GIN, Path(output)
     return f"dsbs train --gin_file {gin} --gin.INITIAL_CHECKPOINT_PATH=\"'{folder}'\" ..."
