@@ -46,6 +46,13 @@ def coordinator_address_in_use() -> str:
     return distributed.global_state.coordinator_address or ""
 
 
+def place() -> tuple[int, int]:
+    """(number of this process, number of processes) of the run that was joined; asks no device."""
+    from jax._src import distributed
+
+    return distributed.global_state.process_id, distributed.global_state.num_processes
+
+
 def gathered(name: str, function: Callable[[], Any]) -> list[Any]:
     """Calls `function` in every process at once; returns what it returned in each, as JSON values.
 

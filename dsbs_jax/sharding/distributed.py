@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from dsbs_jax.sharding.agreement import AgreedEnd, client, coordinator_address_in_use, gathered, is_first
+from dsbs_jax.sharding.agreement import AgreedEnd, client, coordinator_address_in_use, gathered, is_first, place
 from dsbs_jax.sharding.cluster import Start, find, host_and_port
 from dsbs_jax.sharding.watch import AGAIN, Watch, on_abort
 
@@ -51,11 +51,26 @@ def initialize(
       OSError: the coordinator cannot be reached.
     """
     global _watch
-    if jax.distributed.is_initialized():
-        return jax.process_count() > 1
-    start = find(coordinator_address, num_processes, process_id)
-    if start is None:
+    if not jax.distributed.is_initialized():
+        start = find(coordinator_address, num_processes, process_id)
+        if start is None:
+            return False
+        _join(start, initialization_timeout, heartbeat_timeout)
+    index, count = place()
+    if count == 1:
         return False
+    if _watch is None:
+        _watch = Watch(client(), index, count, coordinator_address_in_use(), heartbeat_timeout)
+        _watch.start()
+        # Before JAX's own, which disconnects.
+        atexit.register(_watch.stop)
+        # Every process waits, minutes at most, for what devices the others have: let that be now, while all are here.
+        here, all_devices = jax.local_device_count(), jax.device_count()
+        logger.info("Process %d of %d joined the run: %d of its %d devices.", index, count, here, all_devices)
+    return True
+
+
+def _join(start: Start, initialization_timeout: int, heartbeat_timeout: int) -> None:
     if start.address is not None and start.process:
         _await_coordinator(start.address, initialization_timeout)
     # JAX would take SIGTERM from here on, and tell only who asks at every step: see `hear_preemption`.
@@ -77,21 +92,12 @@ def initialize(
             f"JAX could not start the run's processes from {start.found} ({_line(error)}): give --coordinator_address, "
             "--num_processes and --process_id, or set DSBS_DISTRIBUTED=0 for a run of one process."
         ) from error
-    # Asking for devices makes every process wait, minutes at most, for what the others have: now, while all are here.
-    index, count = jax.process_index(), jax.process_count()
-    if count == 1:
-        return False
-    _watch = Watch(client(), index, count, coordinator_address_in_use(), heartbeat_timeout)
-    _watch.start()
-    # Before JAX's own, which disconnects.
-    atexit.register(_watch.stop)
-    logger.info("Process %d of %d joined the run: %d of its %d devices.", index, count, *_device_counts())
-    return True
 
 
 def process_name() -> str:
     """This process among the others, as messages name it."""
-    return f"process {jax.process_index()} of {jax.process_count()}"
+    index, count = place()
+    return f"process {index} of {count}"
 
 
 @contextlib.contextmanager
@@ -114,9 +120,12 @@ def hear_preemption() -> None:
     """From here on SIGTERM only lets `preempted` be true, after the same step in every process."""
     from jax._src import distributed
 
-    if distributed.global_state.preemption_sync_manager is None:
-        jax.config.update("jax_enable_preemption_service", True)
-        distributed.global_state.initialize_preemption_sync_manager()
+    jax.config.update("jax_enable_preemption_service", True)
+    if distributed.global_state.preemption_sync_manager is not None:
+        # Made anew, it takes the signal again from whoever has it now.
+        distributed.global_state.preemption_sync_manager.shutdown()
+        distributed.global_state.preemption_sync_manager = None
+    distributed.global_state.initialize_preemption_sync_manager()
 
 
 def preempted(step: int) -> bool:
@@ -137,7 +146,13 @@ def joined(tell: Callable[[BaseException], object], **how: Any) -> Iterator[bool
       tell: prints an error, in the process that raised it.
       how: the arguments of `initialize`.
     """
-    if not initialize(**how):
+    try:
+        several = initialize(**how)
+    except BaseException as error:
+        if _watch is not None:
+            _watch.leave(error, functools.partial(tell, error))
+        raise
+    if not several:
         yield True
         return
     assert _watch is not None
@@ -180,10 +195,6 @@ def _last_words(start: Start, timeout: int) -> str:
         f"{number} waited {timeout} s for all {start.count or ''} processes of the run to join: look which of them was "
         f"not started, or ended early, and {AGAIN} (--initialization_timeout waits longer)."
     )
-
-
-def _device_counts() -> tuple[int, int]:
-    return jax.local_device_count(), jax.device_count()
 
 
 def _await_coordinator(address: str, timeout: float) -> None:

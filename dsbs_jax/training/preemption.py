@@ -33,7 +33,7 @@ class PreemptionSignal:
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._receive)
         if jax.process_count() > 1:
-            # JAX's handler takes the place of ours: it is C++, and hears the signal in whatever the process does.
+            # JAX's own handler takes the place of ours.
             distributed.hear_preemption()
         return self
 

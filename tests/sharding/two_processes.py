@@ -1,11 +1,12 @@
-"""One of the two processes of test_distributed.py: builds its own rows, and sums those of both."""
+"""One of the two processes of test_distributed.py: builds its own rows, sums those of both, and talks to the other."""
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dsbs_jax.sharding.agreement import from_first, gathered, together
 from dsbs_jax.sharding.arrays import local_rows, put_batch
-from dsbs_jax.sharding.distributed import initialize
+from dsbs_jax.sharding.distributed import initialize, shutdown
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 
 assert initialize()
@@ -20,3 +21,24 @@ for mesh in (neighbours, torus):
     for shard in tokens.addressable_shards:
         np.testing.assert_array_equal(shard.data, everything[shard.index])
     print(f"rows {rows.tolist()}, sum {jax.jit(lambda x: x.sum())(tokens)}")
+
+index = jax.process_index()
+assert gathered("number", lambda: index * 10) == [0, 10]
+assert from_first("name", lambda: {"process": index}) == {"process": 0}
+assert together("own", lambda: {index}) == {index}
+
+
+def fail(where: int) -> None:
+    if index == where:
+        raise OSError(f"no such file on {where}")
+
+
+for where in (0, 1):
+    try:
+        gathered("failing", lambda where=where: fail(where))
+    except OSError as error:
+        print(f"error: {error}")
+# A failure has not put the two out of step.
+assert gathered("after", lambda: index) == [0, 1]
+shutdown()
+print("done")
