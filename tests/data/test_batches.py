@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsbs_jax.data.batches import BatchPlan, eval_batches, prefetch
-from dsbs_jax.data.store import StoreMeta, StoreWriter, Stream, TokenStore
+from dsbs_jax.data.store import Split, StoreMeta, StoreWriter, Stream, TokenStore
 
 TASKS = ("label", "rationale")
 
@@ -113,6 +113,29 @@ def test_hosts_rows_make_up_the_global_batch(split, hosts, interleaved, step, se
     alone = BatchPlan(split, batch_size=8, steps=100, seed=seed)
     assert (alone.indices(step) == plan.indices(step)).all()
     assert sorted(unpack(alone.batch(step))) == sorted(unpack(whole))
+
+
+def test_a_host_reads_the_tokens_of_its_own_rows_alone(split, monkeypatch):
+    read = []
+
+    class Recorded(np.ndarray):
+        def __getitem__(self, key):
+            read.append(np.size(key))
+            return np.asarray(self)[key]
+
+    ragged = Split.ragged
+
+    def recorded(self, task, feature):
+        tokens, offsets = ragged(self, task, feature)
+        return tokens.view(Recorded), offsets
+
+    monkeypatch.setattr(Split, "ragged", recorded)
+    plan = BatchPlan(split, batch_size=16, steps=10, row_multiple=4)
+    half = plan.batch(0, np.arange(plan.shape[0] // 2))
+    own = sum(np.count_nonzero(half[f"{side}_segment_ids"]) for side in ("encoder", "decoder"))
+    assert sum(read) == own
+    plan.batch(0)
+    assert sum(read) > 2 * own
 
 
 def test_resuming_at_a_step_equals_running_to_it(split):

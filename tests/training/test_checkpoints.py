@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dsbs_jax.training.checkpoints import Checkpoints, abstract, best_of
 
@@ -50,6 +51,26 @@ def test_a_folder_that_was_never_committed_is_no_checkpoint(tmp_path):
     (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.steps == [1]
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_weights_come_back_onto_another_mesh_in_another_dtype(tmp_path, saved, wanted):
+    params = {"kernel": jax.random.normal(jax.random.key(0), (8, 4), saved), "scale": jnp.arange(4, dtype=saved) / 3}
+
+    def place(shape, axes):
+        mesh = jax.make_mesh(shape, ("data", "fsdp", "model"), (AxisType.Auto,) * 3)
+        return {"kernel": NamedSharding(mesh, PartitionSpec(*axes)), "scale": NamedSharding(mesh, PartitionSpec())}
+
+    with Checkpoints(tmp_path) as checkpoints:
+        moments = jax.tree.map(jnp.square, params)
+        before = place((2, 2, 2), ("fsdp", "model"))
+        checkpoints.save(1, jax.device_put(params, before), jax.device_put(moments, before), {}, None)
+        target = place((1, 4, 2), ("model", "fsdp"))
+        want = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, wanted, sharding=where), params, target)
+        restored = checkpoints.restore(1, want, want)
+    for tree, original in ((restored.params, params), (restored.optimizer, moments)):
+        assert jax.tree.map(lambda x: x.sharding, tree) == target
+        jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y.astype(wanted), strict=True), tree, original)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path):

@@ -57,6 +57,17 @@ def test_a_step_that_is_not_finite_is_noticed_when_it_is_read(tmp_path):
     assert failure.value.step == 2
 
 
+def test_a_process_that_does_not_write_notices_the_same_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with start(None) as telemetry:
+        telemetry.train_step(1, metrics(1.0), host())
+        telemetry.event(1, {"validation/accuracy": 0.5})
+        telemetry.train_step(2, metrics(np.nan, finite=False), host())
+        with pytest.raises(NonFiniteLossError, match="Step 2"):
+            telemetry.flush()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_resumed_run_drops_the_lines_it_will_write_again(tmp_path):
     with start(tmp_path) as telemetry:
         for step in range(1, 9):
