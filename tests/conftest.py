@@ -102,6 +102,50 @@ def save_torch_t5() -> Callable[..., TorchT5]:
     return save
 
 
+def _huggingface_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    inner, gated = config.num_heads * config.d_kv, config.feed_forward == "gated-gelu"
+    shapes: dict[str, tuple[int, ...]] = {"shared.weight": (config.vocab_size, config.d_model)}
+    if not config.tie_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, config.d_model)
+    for stack, depth in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
+        attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
+        for layer in range(depth):
+            for number, name in enumerate((*attentions, "DenseReluDense")):
+                sublayer = f"{stack}.block.{layer}.layer.{number}"
+                shapes[f"{sublayer}.layer_norm.weight"] = (config.d_model,)
+                inward = ("wi_0", "wi_1") if gated else ("wi",)
+                if name != "DenseReluDense":
+                    shapes |= {f"{sublayer}.{name}.{p}.weight": (inner, config.d_model) for p in "qkv"}
+                    shapes[f"{sublayer}.{name}.o.weight"] = (config.d_model, inner)
+                else:
+                    shapes |= {f"{sublayer}.{name}.{p}.weight": (config.d_ff, config.d_model) for p in inward}
+                    shapes[f"{sublayer}.{name}.wo.weight"] = (config.d_model, config.d_ff)
+        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        shapes |= {
+            f"{stack}.final_layer_norm.weight": (config.d_model,),
+            bias: (config.num_buckets, config.num_heads),
+        }
+    return shapes
+
+
+def _huggingface_config(config: Any) -> str:
+    names = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "vocab_size")
+    raw = {name: getattr(config, name) for name in names} | {
+        "model_type": "t5",
+        "feed_forward_proj": config.feed_forward,
+        "tie_word_embeddings": config.tie_embeddings,
+        "relative_attention_num_buckets": config.num_buckets,
+        "relative_attention_max_distance": config.max_distance,
+    }
+    return json.dumps(raw)
+
+
+@pytest.fixture(scope="session")
+def huggingface_files() -> tuple[Callable[[Any], dict[str, tuple[int, ...]]], Callable[[Any], str]]:
+    """What a Hugging Face folder of a `T5Config` holds: shapes by name, and the text of its `config.json`."""
+    return _huggingface_shapes, _huggingface_config
+
+
 @pytest.fixture(scope="session")
 def write_huggingface() -> Callable[..., dict[str, Any]]:
     """Writes a Hugging Face folder of random numbers without torch, and returns its tensors by name."""
@@ -109,41 +153,12 @@ def write_huggingface() -> Callable[..., dict[str, Any]]:
     from safetensors.numpy import save_file
 
     def write(folder: pathlib.Path, config: Any, seed: int = 0) -> dict[str, Any]:
-        inner, gated = config.num_heads * config.d_kv, config.feed_forward == "gated-gelu"
-        shapes: dict[str, tuple[int, ...]] = {"shared.weight": (config.vocab_size, config.d_model)}
-        if not config.tie_embeddings:
-            shapes["lm_head.weight"] = (config.vocab_size, config.d_model)
-        for stack, depth in (("encoder", config.num_layers), ("decoder", config.num_decoder_layers)):
-            attentions = ("SelfAttention",) if stack == "encoder" else ("SelfAttention", "EncDecAttention")
-            for layer in range(depth):
-                for number, name in enumerate((*attentions, "DenseReluDense")):
-                    sublayer = f"{stack}.block.{layer}.layer.{number}"
-                    shapes[f"{sublayer}.layer_norm.weight"] = (config.d_model,)
-                    inward = ("wi_0", "wi_1") if gated else ("wi",)
-                    if name != "DenseReluDense":
-                        shapes |= {f"{sublayer}.{name}.{p}.weight": (inner, config.d_model) for p in "qkv"}
-                        shapes[f"{sublayer}.{name}.o.weight"] = (config.d_model, inner)
-                    else:
-                        shapes |= {f"{sublayer}.{name}.{p}.weight": (config.d_ff, config.d_model) for p in inward}
-                        shapes[f"{sublayer}.{name}.wo.weight"] = (config.d_model, config.d_ff)
-            bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-            shapes |= {
-                f"{stack}.final_layer_norm.weight": (config.d_model,),
-                bias: (config.num_buckets, config.num_heads),
-            }
         generator = np.random.default_rng(seed)
+        shapes = _huggingface_shapes(config)
         tensors = {name: generator.standard_normal(shape, np.float32) / 4 for name, shape in shapes.items()}
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "model.safetensors")
-        names = ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "vocab_size")
-        raw = {name: getattr(config, name) for name in names} | {
-            "model_type": "t5",
-            "feed_forward_proj": config.feed_forward,
-            "tie_word_embeddings": config.tie_embeddings,
-            "relative_attention_num_buckets": config.num_buckets,
-            "relative_attention_max_distance": config.max_distance,
-        }
-        (folder / "config.json").write_text(json.dumps(raw))
+        (folder / "config.json").write_text(_huggingface_config(config))
         return tensors
 
     return write

@@ -140,6 +140,7 @@ class Weights(abc.ABC):
         return set(), []
 
 
+@functools.lru_cache(maxsize=16)
 def abstract_parameters(config: T5Config) -> Any:
     """The shapes of a model's parameters, in the boxes that name their logical axes; nothing is computed."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
