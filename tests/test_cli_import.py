@@ -85,7 +85,7 @@ def test_a_t5x_checkpoint_with_a_gin_file_for_its_architecture(dsbs, write_huggi
         *("--gin_file", "models/t5_1_1_small", "--gin.T5Config.num_decoder_layers=2", *sizes),
     )
     assert process.returncode == 0, process.stderr
-    # Two embeddings, two last norms, ten of stacked encoder layers, fifteen of the decoder's; a moment for each, a step.
+    # Two embeddings, two last norms, ten of stacked encoder layers, fifteen of the decoder's; a moment each, a step.
     assert "29 tensors" in process.stdout
     assert "30 arrays of the optimiser's state were left out" in process.stdout
     _same(load_weights(tmp_path / "out", CONFIG), load_huggingface(tmp_path / "source", CONFIG))

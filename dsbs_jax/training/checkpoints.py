@@ -1,4 +1,4 @@
-"""The only module that speaks to Orbax: a run's checkpoints, newest and best, saved in the background.
+"""A run's checkpoints in Orbax's format: newest and best, saved in the background.
 
 A checkpoint is one folder `{folder}/{step}` with two Orbax items, `params` and `optimizer` (so that evaluation reads
 the weights alone), and a JSON record of everything else a resume needs: data position, seed, configuration, vocabulary.
