@@ -51,6 +51,9 @@ def initialize(
       OSError: the coordinator cannot be reached.
     """
     global _watch
+    for name, seconds in (("initialization", initialization_timeout), ("heartbeat", heartbeat_timeout)):
+        if seconds < 1:
+            raise ValueError(f"{name}_timeout is {seconds}; it must be at least 1 second.")
     if not jax.distributed.is_initialized():
         start = find(coordinator_address, num_processes, process_id)
         if start is None:
@@ -183,8 +186,8 @@ def shutdown() -> None:
     if _watch is not None:
         gathered("done", lambda: None)
         _watch.stop()
-        _watch = None
         jax.distributed.shutdown()
+        _watch = None
 
 
 def _last_words(start: Start, timeout: int) -> str:

@@ -71,10 +71,13 @@ class Watch:
         """
         if self._published.is_set():
             return
+        code = _exit_code(error)
+        reason = {130: "Ctrl-C", 143: "SIGTERM"}.get(code) or str(error) or type(error).__name__
         if _may_be_anothers(error):
+            first_line = reason.splitlines()[0]
+            _say(f"process {self._process} of {self._count} waits {self._timeout:g} s for what is behind: {first_line}")
             self._stopped.wait(self._timeout + 2 * self._period)
-        reason = str(error) or type(error).__name__
-        self._publish(self._process, f"process {self._process} of {self._count} stopped: {reason}", _exit_code(error))
+        self._publish(self._process, f"process {self._process} of {self._count} stopped: {reason}", code)
 
     def leave(self, error: BaseException, tell: Callable[[], object]) -> NoReturn:
         """Ends this process, which has failed, after `tell`: at once, for at a barrier nobody would come."""
@@ -82,7 +85,9 @@ class Watch:
         self._end(tell, _exit_code(error))
 
     def last_words(self) -> str:
-        """What to say where JAX's runtime aborts this process."""
+        """What to say where JAX's runtime aborts this process; nothing where it is ending, and has said why."""
+        if self._ending.locked():
+            return ""
         if self._process != 0 and not _answers(self._address):
             return f"process 0 of {self._count}, the coordinator at {self._address}, is gone: {AGAIN}."
         return (
@@ -191,7 +196,8 @@ def on_abort(sentence: Callable[[], str]) -> None:
     def handle(_: int) -> None:
         signal.alarm(10)  # whatever goes wrong from here, the process ends
         try:
-            _say(sentence())
+            if words := sentence():
+                _say(words)
         finally:
             os._exit(1)
 

@@ -1,6 +1,8 @@
 """The watch's decisions, against a store in this process; real processes end in tests/training/test_many_hosts.py."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -77,14 +79,17 @@ def test_the_first_failure_is_what_all_are_told():
     assert failure(store) == {"process": 1, "sentence": "process 1 of 2 stopped: bad row 7", "code": 1}
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143), (OSError("x"), 1)])
-def test_all_end_with_the_code_of_the_one_that_ended(error, code, ends, capsys):
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [(KeyboardInterrupt(), 130, "Ctrl-C"), (SystemExit(143), 143, "SIGTERM"), (OSError("full disk"), 1, "full disk")],
+)
+def test_all_end_with_the_code_of_the_one_that_ended(error, code, reason, ends, capsys):
     store = Store()
     Watch(store, 1, 2, "127.0.0.1:1", 10).failed(error)
     with pytest.raises(Ended) as ended:
         Watch(store, 0, 1, "127.0.0.1:1", 10)._end_by(failure(store))
     assert ended.value.args == (code,)
-    assert "dsbs: process 1 of 2 stopped:" in capsys.readouterr().err
+    assert capsys.readouterr().err == f"dsbs: process 1 of 2 stopped: {reason}\n"
 
 
 def test_a_broken_collective_waits_for_the_news_of_who_is_gone():
@@ -102,3 +107,13 @@ def test_a_broken_collective_waits_for_the_news_of_who_is_gone():
     mine._stopped.wait = lambda seconds: pytest.fail("nothing to wait for")
     mine.failed(RuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
     assert "Out of memory" in failure(store)["sentence"]
+
+
+def test_an_abort_ends_with_the_sentence_instead_of_a_signal():
+    script = (
+        "import ctypes, threading; from dsbs_jax.sharding.watch import on_abort; on_abort(lambda: 'the last words'); "
+        # As in JAX's runtime: in a thread that is not Python's own, while Python is busy.
+        "threading.Thread(target=ctypes.CDLL(None).abort).start()\nwhile True: pass"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (process.returncode, process.stderr) == (1, "dsbs: the last words\n")
