@@ -45,6 +45,12 @@ def relative_position_buckets(
     return (offset + np.where(distances < exact, distances, logarithmic)).astype(np.int32)
 
 
+def _intervals(distances: np.ndarray, buckets: np.ndarray, num_buckets: int) -> list[tuple[int, int]]:
+    """The least and greatest distance of every bucket; (1, 0) for one without any."""
+    members = (distances[buckets == bucket] for bucket in range(num_buckets))
+    return [(int(own.min()), int(own.max())) if own.size else (1, 0) for own in members]
+
+
 class RelativeBias(nn.Module):
     """The bias that one stack adds to the attention scores of all its layers."""
 
@@ -62,14 +68,23 @@ class RelativeBias(nn.Module):
         init = named(nn.initializers.normal(config.d_model**-0.5), "relpos_buckets", "heads")
         shape = (config.num_buckets, config.num_heads)
         table = self.param("embedding", init, shape, jnp.dtype(config.param_dtype))
-        # The bias depends on the distance alone, so look each distance up once: a lookup per (query, key) pair would
-        # be a scatter of length^2 rows in the backward pass. Distances are cyclic: 0..length-1, then -length..-1.
-        cycle = 2 * length
-        distances = (np.arange(cycle) + length) % cycle - length
+        # Each bucket is an interval of distances, so which bucket a pair is in is two comparisons, and the lookup a
+        # product with what they give. Indexing would be a scatter of length^2 rows in the backward pass; shifting
+        # rows of one lookup per distance, arrays of twice the bias's size that a TPU copies head by head.
+        distances = np.arange(-length + 1, length)
         buckets = relative_position_buckets(distances, self.bidirectional, config.num_buckets, config.max_distance)
-        by_distance = table.astype(jnp.float32)[buckets].T
-        # Repeating a cycle of n and reading rows of n - 1 shifts each row by one: row i starts at distance -i.
-        rows = jnp.broadcast_to(by_distance[:, None, :], (config.num_heads, length, cycle))
-        rows = rows.reshape(config.num_heads, length * cycle)[:, : length * (cycle - 1)]
-        bias = rows.reshape(1, config.num_heads, length, cycle - 1)[..., :length]
+        lowest, highest = (
+            np.array(ends) for ends in zip(*_intervals(distances, buckets, config.num_buckets), strict=True)
+        )
+        distance = jax.lax.broadcasted_iota(jnp.int32, (1, length, length), 2) - jax.lax.broadcasted_iota(
+            jnp.int32, (1, length, length), 1
+        )
+        inside = (distance >= lowest[:, None, None]) & (distance <= highest[:, None, None])
+        # At the highest precision a product with zeros and a one is the number itself, on a TPU as well.
+        bias = jnp.einsum(
+            "bh,bqk->hqk",
+            table.astype(jnp.float32),
+            inside.astype(jnp.float32),
+            precision=jax.lax.Precision.HIGHEST,
+        )[None]
         return nn.with_logical_constraint(bias, (None, "act_heads", None, None))

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 _BYTES = {"pred": 1, "token": 0, "opaque": 0, "s4": 0.5, "u4": 0.5}
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_INTEGER = re.compile(r"[su](32|64)\[\]")
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\(|\{)")
@@ -59,6 +60,7 @@ class _Instruction:
     opcode: str
     operands: tuple[str, ...]
     attributes: str
+    is_root: bool
 
     def called(self) -> list[str]:
         branches = re.search(r"branch_computations=\{([^}]*)\}", self.attributes)
@@ -111,11 +113,8 @@ class _Program:
         for instruction in self.computations[name].values():
             opcode = instruction.opcode
             if opcode == "while":
-                body, condition = (
-                    _attribute(instruction, "body").lstrip("%"),
-                    _attribute(instruction, "condition").lstrip("%"),
-                )
-                total.add(self.cost(body).closed(), self._trips(condition, instruction))
+                body = _attribute(instruction, "body").lstrip("%")
+                total.add(self.cost(body).closed(), self._trips(instruction))
             elif opcode == "conditional":
                 total.add(max((self.cost(branch) for branch in instruction.called()), key=lambda cost: cost.flops))
             elif opcode == "fusion":
@@ -203,26 +202,53 @@ class _Program:
             return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
         return self._devices
 
-    def _trips(self, condition: str, loop: _Instruction) -> int:
-        """How often a loop runs: what XLA noted, else the constant that its counter, from 0, is compared with."""
+    def _trips(self, loop: _Instruction) -> int:
+        """How often a loop runs: what XLA noted, else its counter's bound over the counter's increment, from 0."""
         if noted := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
             return int(noted[1])
-        bounds = {
-            int(constant[1])
-            for instruction in self._all(condition)
-            if instruction.opcode == "constant"
-            and instruction.shape.startswith(("s32[]", "u32[]", "s64[]", "u64[]"))
-            and (constant := re.match(r"\((\d+)\)", instruction.attributes))
-        }
+        condition = _attribute(loop, "condition").lstrip("%")
+        bounds = {value for value in map(_integer, self._all(condition)) if value is not None}
         if len(bounds) != 1:
             raise ValueError(f"The loop {loop.name} compares its counter with {sorted(bounds)}: no trip count.")
-        return bounds.pop()
+        return -(-bounds.pop() // self._increment(condition, _attribute(loop, "body").lstrip("%")))
+
+    def _increment(self, condition: str, body: str) -> int:
+        """What one turn adds to the counter. A TPU's products that overlap with collectives count by twos."""
+        # The counter is the one integer of the loop's state that the condition reads.
+        read = [one for one in self._all(condition) if one.opcode == "get-tuple-element" and _INTEGER.match(one.shape)]
+        if len(read) != 1:
+            return 1
+        state = self.root(body)
+        added = self.computations[body][state.operands[int(_attribute(read[0], "index"))]]
+        scope, arguments = self.computations[body], None
+        if added.opcode == "fusion":
+            scope, arguments = self.computations[added.called()[0]], added.operands
+            added = self.root(added.called()[0])
+        if added.opcode != "add":
+            return 1
+        for name in added.operands:
+            operand = scope[name]
+            if operand.opcode == "parameter" and arguments is not None:
+                operand = self.computations[body][arguments[int(operand.attributes.strip("()"))]]
+            if (value := _integer(operand)) is not None:
+                return value
+        return 1
+
+    def root(self, computation: str) -> _Instruction:
+        return next(one for one in self.computations[computation].values() if one.is_root)
 
     def _all(self, computation: str) -> Iterator[_Instruction]:
         for instruction in self.computations[computation].values():
             yield instruction
             if instruction.opcode in ("fusion", "call"):
                 yield from self._all(instruction.called()[0])
+
+
+def _integer(instruction: _Instruction) -> int | None:
+    """The value of an integer constant."""
+    constant = re.match(r"\((\d+)\)", instruction.attributes)
+    known = instruction.opcode == "constant" and _INTEGER.match(instruction.shape) and constant
+    return int(constant[1]) if known and constant else None
 
 
 def _parse(line: str) -> _Instruction:
@@ -233,11 +259,11 @@ def _parse(line: str) -> _Instruction:
     shape, rest = rest[:end], rest[end:].lstrip()
     at = rest.index("(")
     opcode, rest = rest[:at], rest[at:]
-    end = _closing(rest)
-    if opcode == "constant":
-        return _Instruction(head[1], shape, opcode, (), rest)
+    end, is_root = _closing(rest), line.lstrip().startswith("ROOT ")
+    if opcode in ("constant", "parameter"):
+        return _Instruction(head[1], shape, opcode, (), rest[: end + 1], is_root)
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[:end]))
-    return _Instruction(head[1], shape, opcode, operands, rest[end:])
+    return _Instruction(head[1], shape, opcode, operands, rest[end:], is_root)
 
 
 def _closing(text: str) -> int:
