@@ -1,11 +1,14 @@
 """Imports: the folder that results, whole or not at all, once per source."""
 
 import dataclasses
+import fnmatch
 import json
 import os
 import pathlib
 import shutil
 
+import httpx
+import huggingface_hub
 import pytest
 
 from dsbs_jax.models import imported, importing
@@ -93,6 +96,29 @@ def test_torch_files_alone_are_refused_with_a_way_out(source, tmp_path):
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
     with pytest.raises(ValueError, match=r"neither model\.safetensors.*pytorch_model\.bin, transformers converts it"):
         import_weights(str(source), tmp_path / "out", ImportConfig())
+
+
+def test_a_repository_of_the_hub_without_safetensors(source, tmp_path, monkeypatch):
+    def fetched(name, allow_patterns):
+        assert name == "google/old"
+        assert not any(fnmatch.fnmatch("pytorch_model.bin", pattern) for pattern in allow_patterns)
+        return str(source)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    (source / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="The hub's google/old has no safetensors weights") as error:
+        import_weights("google/old", tmp_path / "out", ImportConfig())
+    assert "T5ForConditionalGeneration.from_pretrained('google/old').save_pretrained('FOLDER')" in str(error.value)
+
+
+def test_a_name_that_the_hub_does_not_know(tmp_path, monkeypatch):
+    def fetched(*_, **__):
+        response = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+        raise huggingface_hub.errors.RepositoryNotFoundError("404", response=response)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    with pytest.raises(ValueError, match="the hub has no model of that name that you may read: check the name"):
+        import_weights("google/misspelt", tmp_path / "out", ImportConfig())
 
 
 @pytest.mark.parametrize("name", ["/nowhere", "../nowhere", "a/b/c", "model.safetensors"])

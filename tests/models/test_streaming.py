@@ -97,14 +97,11 @@ def test_each_process_reads_its_own_slices_alone(write_huggingface, tmp_path, fs
     whole = sum(array.nbytes for array in tensors.values())
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
-        read, held, total, sum_of_all = re.search(r"read (\d+) held (\d+) whole (\d+) sum (.+)", output).groups()
-        assert int(read) == int(held)
-        assert int(total) == whole
+        read, held, total = map(int, re.search(r"read (\d+) held (\d+) of (\d+)", output).groups())
+        assert read == held
+        assert total == whole
         # Half, and what the mesh replicates: norms and relative biases.
-        assert whole / 2 <= int(read) < 0.51 * whole
-        # Both hold the right halves: sums of float32 in another order.
-        expected = sum(np.abs(array).sum() for array in tensors.values())
-        np.testing.assert_allclose(float(sum_of_all), expected, rtol=1e-5)
+        assert whole / 2 <= read < 0.51 * whole
 
 
 XL = t5_config("v1_1", "xl")

@@ -6,6 +6,7 @@ Arguments: folder, this process's number, and the sizes of the axes fsdp and mod
 import sys
 
 import jax
+import numpy as np
 
 from dsbs_jax.models import hf, streaming
 from dsbs_jax.sharding.distributed import initialize, shutdown
@@ -15,17 +16,35 @@ from dsbs_jax.sharding.rules import param_shardings
 folder, number, fsdp, model = sys.argv[1], *map(int, sys.argv[2:])
 assert initialize(num_processes=2, process_id=number)
 count = 0
-read = hf._Tensor.read
+opened = hf.safe_open
 
 
-def counted(tensor, index):
-    global count
-    values = read(tensor, index)
-    count += values.nbytes
-    return values
+class Counted:
+    """A safetensors file, or a tensor in it, that counts the bytes that leave it."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __enter__(self):
+        return Counted(self.inner.__enter__())
+
+    def __exit__(self, *error):
+        return self.inner.__exit__(*error)
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def get_slice(self, name):
+        return Counted(self.inner.get_slice(name))
+
+    def __getitem__(self, index):
+        global count
+        values = self.inner[index]
+        count += values.nbytes
+        return values
 
 
-hf._Tensor.read = counted
+hf.safe_open = lambda *words, **options: Counted(opened(*words, **options))
 config = hf.config_from_huggingface(folder)
 count = 0  # Reading the config looks whether the two embeddings are one.
 shardings = param_shardings(
@@ -36,6 +55,8 @@ held = sum(
     sum({str(shard.index): shard.data.nbytes for shard in leaf.addressable_shards}.values())
     for leaf in jax.tree.leaves(params)
 )
-total = float(sum(jax.jit(lambda leaf: abs(leaf).sum())(leaf) for leaf in jax.tree.leaves(params)))
-print(f"read {count} held {held} whole {sum(leaf.nbytes for leaf in jax.tree.leaves(params))} sum {total!r}")
+print(f"read {count} held {held} of {sum(leaf.nbytes for leaf in jax.tree.leaves(params))}")
+for leaf, whole in zip(jax.tree.leaves(params), jax.tree.leaves(hf.load_huggingface(folder, config)), strict=True):
+    for shard in leaf.addressable_shards:
+        np.testing.assert_array_equal(shard.data, np.asarray(whole)[shard.index])
 shutdown()
