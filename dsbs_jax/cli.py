@@ -141,9 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--input", default="-", help="text, one input a line, or JSON lines with `input` (default: stdin)")
     sub.add_argument("--output", default="-", help="JSON lines of `input` and `prediction` (default: stdout)")
 
-    sub = verb(
-        "aot", _aot, "compile a run's programs for devices that need not be there: do they fit"
-    )
+    sub = verb("aot", _aot, "compile a run's programs for devices that need not be there: do they fit")
     sub.add_argument("--topology", help="a TPU slice such as v5p:2x2x4 or v5e:8x8 (needs the libtpu wheel)")
     sub.add_argument("--slices", type=int, default=1, help="how many such slices (default: %(default)s)")
     sub.add_argument("--devices", type=int, help="instead: this many simulated devices")
