@@ -291,7 +291,7 @@ def test_two_runs_in_one_folder_are_refused(dsbs, finished, tmp_path):
 
 @pytest.mark.slow
 def test_published_weights_are_where_a_run_starts(dsbs, finished, save_torch_t5, tmp_path):
-    """`INITIAL_CHECKPOINT_PATH` with real safetensors from transformers; with the wrong size it is refused."""
+    """`INITIAL_CHECKPOINT_PATH` with real safetensors from transformers, imported or not; the wrong size is refused."""
     ours = json.loads((finished / "summary.json").read_text())["config"]["model"]
     names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
     theirs = save_torch_t5("v1_1", tmp_path / "weights", **{name: ours[name] for name in names})
@@ -301,6 +301,15 @@ def test_published_weights_are_where_a_run_starts(dsbs, finished, save_torch_t5,
     assert process.returncode == 0, process.stderr
     embedding = weights(tmp_path / "run", 1)["['params']['embedding']"]
     np.testing.assert_array_equal(embedding, theirs.model.shared.weight.detach().numpy())
+
+    # The same weights by way of an import, and of the run that started from them.
+    process = dsbs("import", theirs.folder, "--output", tmp_path / "imported")
+    assert process.returncode == 0, process.stderr
+    for number, source in enumerate((tmp_path / "imported", tmp_path / "run")):
+        folder = tmp_path / f"from-{number}"
+        process = dsbs(*RUN, "--model_dir", folder, *start, f"--gin.INITIAL_CHECKPOINT_PATH='{source}'")
+        assert process.returncode == 0, process.stderr
+        np.testing.assert_array_equal(weights(folder, 1)["['params']['embedding']"], embedding)
 
     process = dsbs(*RUN, "--model_dir", tmp_path / "other", *start, "--gin.T5Config.d_ff=32")
     assert process.returncode == 1
