@@ -49,9 +49,10 @@ class Inline:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An array of a TensorStore."""
+    """An array of a TensorStore, and its name for people."""
 
     store: Any
+    name: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,7 +66,12 @@ class Stored:
 
     def read(self, index: Index) -> np.ndarray:
         """A part of it; only the chunks that it touches are read."""
-        return self.store[index].read().result()
+        try:
+            return self.store[index].read().result()
+        # As below, in `open_arrays`.
+        except (ValueError, OSError) as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            raise ValueError(f"{self.name} cannot be read ({reason[:300]}): copy the whole folder again.") from None
 
 
 def open_arrays(specs: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Stored], dict[str, str]]:
@@ -82,7 +88,7 @@ def open_arrays(specs: Mapping[str, dict[str, Any]]) -> tuple[dict[str, Stored],
     found, broken = {}, {}
     for name, future in opening.items():
         try:
-            found[name] = Stored(future.result())
+            found[name] = Stored(future.result(), name)
         # TensorStore raises ValueError for what is missing and for what is damaged.
         except (ValueError, OSError) as error:
             reason = "is missing" if "NOT_FOUND" in str(error) else f"cannot be read ({str(error)[:200]})"

@@ -124,6 +124,14 @@ def test_all_that_is_wrong_is_listed_in_one_error(tensors, write_t5x, tmp_path):
         load_t5x(folder, dataclasses.replace(CONFIG, d_ff=23))
 
 
+def test_a_damaged_chunk_is_told_with_its_tensor(tensors, write_t5x, tmp_path):
+    write_t5x(tmp_path / "checkpoint_7", tensors)
+    chunk = tmp_path / "checkpoint_7" / "target.decoder.layers_2.mlp.wi_0.kernel" / "1.0"
+    chunk.write_bytes(chunk.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"decoder/layers_2/mlp/wi_0/kernel cannot be read \(.*\): copy the whole"):
+        load_t5x(tmp_path / "checkpoint_7", CONFIG)
+
+
 @pytest.mark.parametrize("layout", ["orbax", "ocdbt"])
 def test_a_partial_orbax_item_is_listed(tensors, write_t5x, tmp_path, layout):
     write_t5x(tmp_path / "checkpoint_7", tensors, layout=layout)
