@@ -115,7 +115,15 @@ assert not {{"jax", "optax", "scipy", "tensorflow"}} & sys.modules.keys(), sys.m
 @pytest.mark.parametrize(("version", "size"), [(version, size) for version in SIZES for size in SIZES[version]])
 def test_model_files_hold_the_published_sizes(version, size):
     name = {"v1_0": "t5", "v1_1": "t5_1_1"}[version] + f"_{size}"
-    assert gin_config.parse(("runs/train", f"models/{name}"), (), T5Config)() == t5_config(version, size)
+    found = gin_config.parse(("runs/train", f"models/{name}"), (), T5Config)()
+    # From 3 billion parameters on, the files also say what makes the model fit.
+    options = {"dtype": found.dtype, "remat_policy": found.remat_policy}
+    assert options == (
+        {"dtype": "bfloat16", "remat_policy": "full"}
+        if size in ("3b", "11b", "xl", "xxl")
+        else {"dtype": "float32", "remat_policy": "none"}
+    )
+    assert found == t5_config(version, size, **options)
 
 
 def test_changed_fields_are_named_and_places_may_change():

@@ -63,6 +63,28 @@ def keep_mask(key: jax.Array, rate: float, shape: tuple[int, ...]) -> jax.Array:
     return jnp.concatenate([low >= threshold, high >= threshold], axis=-2)[..., : shape[-2], :]
 
 
+@jax.custom_vjp
+def lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of [vocab, width] at int [batch, length]: [batch, length, width]. Its gradient is summed in float32.
+
+    A bfloat16 table would sum it in bfloat16, where a token that is met often stops adding up.
+    """
+    return table[tokens]
+
+
+def _lookup_forward(table: jax.Array, tokens: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return table[tokens], (table, tokens)
+
+
+def _lookup_backward(read: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    table, tokens = read
+    total = jnp.zeros(table.shape, jnp.float32).at[tokens].add(gradient.astype(jnp.float32))
+    return nn.with_logical_constraint(total.astype(table.dtype), ("vocab", "embed")), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
+
+
 class Dropout(nn.Module):
     """Inverted dropout of single elements, drawn from the `dropout` stream."""
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dsbs_jax.models.config import T5Config
-from dsbs_jax.models.layers import MASKED, Attention, Dropout, FeedForward, Norm, named
+from dsbs_jax.models.layers import MASKED, Attention, Dropout, FeedForward, Norm, lookup, named
 from dsbs_jax.models.relative_position import RelativeBias
 
 _HIDDEN = ("batch", "length", "act_embed")
@@ -386,7 +386,7 @@ class T5(nn.Module):
         # Where the table's columns are split, every device looks its columns up for the tokens of all, and what it
         # found goes to whose tokens they are: far less travels than the table, which no device ever holds whole, nor
         # its gradient.
-        found = nn.with_logical_constraint(self.embedding[tokens], ("lookup_batch", "length", "embed"))
+        found = nn.with_logical_constraint(lookup(self.embedding, tokens), ("lookup_batch", "length", "embed"))
         return nn.with_logical_constraint(found.astype(self.config.dtype), _HIDDEN)
 
     def _scale(self, x: jax.Array) -> jax.Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from dsbs_jax.inference.decoding import greedy_decode
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.models.flops import decode_flops, train_step_flops
+from dsbs_jax.models.platform import check_platform
 from dsbs_jax.sharding.arrays import batch_sharding, row_multiple
 from dsbs_jax.sharding.chips import Chip, find_chip
 from dsbs_jax.sharding.hlo_costs import Costs, program_costs
@@ -75,8 +76,8 @@ class Estimate:
       rows: of the batch over all devices.
       lengths: tokens of a row's (inputs, targets).
       argument_bytes_per_chip: state or weights, and the batch.
-      temp_bytes_per_chip: what the compiler reserves beside them.
-      peak_bytes_per_chip: arguments, results that do not take an argument's place, and temporaries, together.
+      temp_bytes_per_chip: what the compiler sets aside beside them. Where memory is plentiful it does not pack tightly.
+      peak_bytes_per_chip: the most that lives at one time, arguments and results included.
       hbm_bytes_per_chip: the chip's memory.
       compiled_flops: of matrix products in the compiled program, loops counted as often as they run.
       model_flops: of `models/flops.py`, over all chips divided by their number.
@@ -115,8 +116,10 @@ def estimate(config: AotConfig, devices: Sequence[jax.Device], program: str = "t
       program: `train` or `decode`.
 
     Raises:
-      ValueError: where the mesh cannot divide the model or the devices, or there is no such program.
+      ValueError: where the mesh cannot divide the model or the devices, the platform lacks an option of the model, or
+        there is no such program.
     """
+    check_platform(config.model, devices[0], config.lengths, training=program == "train")
     mesh = make_mesh(config.mesh, devices)
     rules = make_rules(config.sharding_rules)
     made = training_program(
@@ -221,7 +224,8 @@ def _read(
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    peak = float(arguments + temporaries + results)
+    # XLA's own count of what lives at one time; the CPU compiler gives none.
+    peak = float(memory.peak_memory_in_bytes or arguments + temporaries + results)
     costs = program_costs(compiled.as_text())
     passed = arguments + memory.output_size_in_bytes
     fits = None if hbm is None else peak <= hbm

@@ -234,6 +234,8 @@ def make_train_step(
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.logical_axis_rules(rules):
             counts = task_counts(batch["decoder_task_ids"], batch["decoder_loss_weights"], len(task_weights))
             (value, sums), grads = accumulate(state.params, batch, counts, _step_key(state))
+            # Said here, a gradient's sum over devices leaves each with its own part alone.
+            grads = jax.lax.with_sharding_constraint(grads, shardings.params)
             # Bfloat16 gradients are summed in float32, and stay what they are: the update reads them again.
             grad_norm = optax.tree.norm(jax.tree.map(lambda grad: grad.astype(jnp.float32), grads))
             finite = state.healthy & jnp.isfinite(value) & jnp.isfinite(grad_norm)

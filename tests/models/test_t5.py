@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dsbs_jax.models.config import t5_config
-from dsbs_jax.models.layers import Dropout, keep_mask
+from dsbs_jax.models.layers import Dropout, keep_mask, lookup
 from dsbs_jax.models.stacking import stack_layers, unstack_layers
 from dsbs_jax.models.t5 import T5, unembedding
 
@@ -283,3 +283,13 @@ def test_dropout_is_where_transformers_has_it(version, monkeypatch):
     ).train()
     model(input_ids=torch.tensor(inputs).long(), decoder_input_ids=torch.tensor(targets).long())
     assert ours == theirs
+
+
+def test_a_bfloat16_tables_gradient_is_summed_in_float32():
+    """4,096 times 1/64 is 64. Summed in bfloat16 it stops where 1/64 is less than half of its last digit, at 4."""
+    table = jnp.zeros((8, 2), jnp.bfloat16)
+    tokens = jnp.full((16, 256), 3)
+    gradient = jax.grad(lambda table: jnp.sum(lookup(table, tokens).astype(jnp.float32) / 64))(table)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient[3].astype(np.float32), 64.0)
+    assert jnp.count_nonzero(gradient) == 2
