@@ -23,7 +23,7 @@ from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, changed_fields
 _HOSTS_OWN = frozenset(
     {"model_dir", "store_root", "data.data_dir", "data.vocabulary.path", "initial_weights", "progress"}
 )
-_SHARED_SECONDS = 30.0  # A network file system may show a new file late.
+_SHARED_SECONDS = 10.0  # A network file system may show a new file late.
 
 
 def check_agreement(config: TrainConfig) -> None:

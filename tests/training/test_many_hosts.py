@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 LAUNCHER = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "launch_local.py"
-STEPS = 120
+STEPS = 80
 # Small, and long enough that a signal is heard before the last step: the first evaluation compiles for a while. Without
 # dropout: where a row lies in the batch, and so which of its values are dropped, depends on the number of devices.
 RUN = (
@@ -97,9 +97,9 @@ def losses(folder: pathlib.Path) -> dict[int, float]:
 def assert_same_losses(ours: pathlib.Path, theirs: pathlib.Path) -> None:
     assert list(losses(ours)) == list(range(1, STEPS + 1))
     assert list(losses(theirs)) == list(range(1, STEPS + 1))
-    # Sums in another order, in float32, through 120 steps of Adam. One example exchanged for another changes a step's
-    # loss by several percent.
-    np.testing.assert_allclose(list(losses(ours).values()), list(losses(theirs).values()), rtol=2e-3)
+    # Sums in another order, in float32: 3e-7 was measured, through 80 steps of Adam. One example exchanged for another
+    # changes a step's loss by about 1e-2.
+    np.testing.assert_allclose(list(losses(ours).values()), list(losses(theirs).values()), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +222,7 @@ def by_hand(environment, folder: pathlib.Path, *each, words: tuple[str, ...] = (
     return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_one_process_ends_both_with_its_sentence(environment, tmp_path):
     results = by_hand(environment, tmp_path / "run", ((), {}), (("--gin.VOCABULARY='/nowhere/spiece.model'",), {}))
     for code, stderr in results:
@@ -295,3 +296,16 @@ def test_predict_is_for_one_process(dsbs, tmp_path):
     process = dsbs("predict", "--model_dir", tmp_path, "--input", tmp_path / "in.txt", env=variables)
     assert process.returncode == 1
     assert "dsbs predict runs as one process" in process.stderr.splitlines()[-1]
+
+
+def test_help_shows_how_hosts_are_named(dsbs):
+    for verb in ("train", "eval"):
+        text = dsbs(verb, "--help").stdout
+        for flag in (
+            "coordinator_address",
+            "num_processes",
+            "process_id",
+            "initialization_timeout",
+            "heartbeat_timeout",
+        ):
+            assert f"--{flag} " in text
