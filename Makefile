@@ -10,6 +10,8 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/compiled
 WORKERS ?= 2
 SIDE_BY_SIDE = -n $(WORKERS) --dist loadfile
 
+SLOW ?= slow
+
 .PHONY: demo test test-slow lint types install clean
 
 demo: $(VENV)/demo  ## The whole method on the embedded dataset: label, distil by both methods, a table, a plot
@@ -19,7 +21,7 @@ test: $(VENV)/test  ## The fast tests
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: $(VENV)/test  ## The long tests
-	$(BIN)/python -m pytest -m slow $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -m '$(SLOW)' $(SIDE_BY_SIDE)
 
 lint: $(VENV)/dev  ## Lint, format check, import order of the rooms, shell scripts
 	$(BIN)/ruff check .

@@ -147,6 +147,7 @@ def three_billion(huggingface_files, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 @pytest.mark.timeout(1800)
 def test_three_billion_parameters_pass_in_small_pieces(three_billion, environment):
     """The issue's bound: 3 x the largest tensor, an embedding of 132 MB, and 1 GB, beyond the arrays themselves.

@@ -21,6 +21,7 @@ def aot(dsbs):
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("topology", "rows", "gigabytes", "ratio"),
@@ -39,6 +40,7 @@ def test_xxl_at_full_width_fits(aot, topology, rows, gigabytes, ratio):
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 @pytest.mark.timeout(900)
 def test_what_does_not_fit_is_refused_by_the_compiler_and_told(aot):
     """T5 XL's parameters and moments alone are 11 GB a chip on four."""
