@@ -67,6 +67,7 @@ def test_data_list_names_every_dataset(dsbs):
     ]
 
 
+@pytest.mark.slow
 def test_bring_your_own_needs_a_gin_file_and_nothing_else(dsbs, tmp_path):
     rows = [
         {"body": f"My {w} fails", "team": t, "why": f"{w} is {t}."} for w, t in (("card", "billing"), ("dns", "net"))

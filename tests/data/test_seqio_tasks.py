@@ -84,6 +84,7 @@ def test_stock_seqio_after_nothing_but_the_import(data_dir, tmp_path):
     assert "fine" in run_python(code, data_dir, tmp_path, DSBS_VOCABULARY=VOCABULARY_PATH)
 
 
+@pytest.mark.slow
 def test_seqio_may_come_first(data_dir, tmp_path):
     code = """
         import seqio

@@ -17,6 +17,8 @@ from dsbs_jax.teacher.openai_client import OpenAITeacher
 from dsbs_jax.teacher.pacing import Concurrency, Patience
 from dsbs_jax.teacher.requests import Answer, Request, Sampling, TeacherError
 
+pytestmark = pytest.mark.slow
+
 for name in ("torch", "transformers", "fastapi", "uvicorn", "openai"):
     pytest.importorskip(name, reason="needs transformers[serving] and openai, which the extra `test` installs")
 

@@ -185,13 +185,12 @@ def test_optimiser_state_is_split_as_the_parameters():
         assert tree["encoder"]["layers"]["ffn"]["wo"]["kernel"].addressable_shards[0].data.shape == (2, 16, 8)
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
-def test_optimisers_learn_alike_on_a_mesh(name):
-    config = OptimizerConfig(name, learning_rate=1e-2)
+def test_adafactor_learns_alike_on_a_mesh():
+    config = OptimizerConfig("adafactor", learning_rate=1e-2)
     optimizer = make_optimizer(config, 10, scanned_layers(abstract_params(MODEL)))
     _, one = run(one_device(), 3, optimizer)
     _, mesh = run(make_mesh(MeshConfig(2, 2, 2)), 3, optimizer)
-    # Steps of AdamW are near +-lr, also where rounding decides the sign: looser than a gradient.
+    # Factored moments are means over split dimensions: looser than a gradient.
     np.testing.assert_allclose(mesh["loss"], one["loss"], rtol=1e-3)
 
 
