@@ -11,6 +11,7 @@ import logging
 import time
 from typing import Any
 
+import dsbs_jax
 from dsbs_jax.inference.evaluation import Evaluation
 from dsbs_jax.sharding.agreement import from_first
 from dsbs_jax.sharding.distributed import shared_fate
@@ -143,7 +144,17 @@ def _write(run: runs.Run, result: Result, evaluations: dict[str, Evaluation | No
     for split, evaluation in evaluations.items():
         if evaluation is not None:
             evaluation.write(run.folder / f"predictions_{split}.jsonl")
-    summary = {"result": dataclasses.asdict(result), "data": run.data_report, "config": run.config.to_json()}
+    made = {
+        "device": run.mesh.devices.flat[0].device_kind,
+        "num_devices": run.mesh.size,
+        "code_version": dsbs_jax.__version__,
+    }
+    summary = {
+        "result": dataclasses.asdict(result),
+        "data": run.data_report,
+        "config": run.config.to_json(),
+        "made": made,
+    }
     temporary = run.folder / "summary.json.tmp"
     temporary.write_text(json.dumps(summary, indent=1) + "\n")
     temporary.replace(run.folder / "summary.json")

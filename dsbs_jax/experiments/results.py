@@ -1,0 +1,234 @@
+"""One row a run: read from the runs' own folders, kept in SQLite for questions, written as CSV.
+
+The folders are the truth. The database is made anew from them, whole and by one process, whenever somebody asks:
+workers on many hosts write nothing but the files of their own runs, since SQLite's locks cannot be relied on over a
+network file system. SQLite, because Python brings it and a sweep has thousands of rows, not millions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import sqlite3
+import uuid
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from dsbs_jax.data.folders import held
+
+Status = Literal["finished", "failed", "running", "waiting"]
+
+# In a run's folder, beside what training writes: what the run is, and why it failed. The lock is its worker's.
+CELL, ERROR, CLAIM = "cell.json", "error.json", ".claim"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One cell of a sweep and what came of it. Accuracies are shares in [0, 1]; None where there is none (yet).
+
+    Attributes:
+      sweep: the sweep's name.
+      cell: its id, the name of its folder.
+      status: `finished`, `failed`, `running` or `waiting`.
+      dataset: e.g. `cqa`.
+      method: e.g. `step_by_step`.
+      label_source: `gold` or `teacher`.
+      teacher: whose rationales or labels the method learns from; None where it reads neither.
+      fraction: share of the training examples.
+      model: name of the size, e.g. `t5_1_1_base`.
+      rationale_weight: lambda; None where the method has no task for rationales.
+      seed: of initial weights, dropout and order.
+      num_train_examples: how many examples the fraction holds.
+      validation_accuracy: at `selected_step`.
+      test_accuracy: at `selected_step`, the best on validation.
+      test_accuracy_last: at `steps`.
+      selected_step: in steps.
+      steps: that were done.
+      seconds: wall time of the process that finished it.
+      tokens: trained on, inputs and targets without padding, from the utilisation that the run reports (4 digits).
+      device: the devices' kind.
+      num_devices: how many.
+      code_version: of this package.
+      error: why it failed, in a sentence.
+      config: `TrainConfig.to_json`.
+      folder: with `predictions_{validation,test}.jsonl`: a line a row, in the split's order.
+    """
+
+    sweep: str
+    cell: str
+    status: Status
+    dataset: str
+    method: str
+    label_source: str
+    teacher: str | None
+    fraction: float
+    model: str
+    rationale_weight: float | None
+    seed: int
+    num_train_examples: int | None
+    validation_accuracy: float | None
+    test_accuracy: float | None
+    test_accuracy_last: float | None
+    selected_step: int | None
+    steps: int | None
+    seconds: float | None
+    tokens: int | None
+    device: str | None
+    num_devices: int | None
+    code_version: str | None
+    error: str | None
+    config: dict[str, Any]
+    folder: str
+
+
+def read_rows(root: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a sweep's folder, ordered by what they compare.
+
+    Raises:
+      FileNotFoundError: there is no sweep in `root`.
+    """
+    records = sorted(pathlib.Path(root, "runs").glob(f"*/{CELL}"))
+    if not records:
+        raise FileNotFoundError(f"There are no runs of a sweep in {root}: give the folder of `dsbs sweep FILE --run`.")
+    rows = [read_row(json.loads(path.read_text()), path.parent) for path in records]
+    return sorted(
+        rows,
+        key=lambda row: (
+            *(row.dataset, row.model, row.label_source, row.teacher or "", row.fraction),
+            *(row.method, row.rationale_weight or 0.0, row.seed, row.cell),
+        ),
+    )
+
+
+def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
+    """The row of one cell.
+
+    Args:
+      record: what stands in the cell's `cell.json`: `sweep`, `cell`, `model` and `config`.
+      folder: the cell's; it need not exist.
+    """
+    config = record["config"]
+    method, tasks = config["method"], config["method"]["tasks"]
+    weights = [task["weight"] for task in tasks if task["name"] == "rationale"]
+    summary, error = _json(folder / "summary.json"), _json(folder / ERROR)
+    status: Status = "finished" if summary else "failed" if error else "running" if is_held(folder) else "waiting"
+    if status in ("running", "waiting"):
+        # A worker may have ended between the two looks.
+        summary, error = _json(folder / "summary.json"), _json(folder / ERROR)
+        status = "finished" if summary else "failed" if error else status
+    result, data, made = summary.get("result", {}), summary.get("data", {}).get("training", {}), summary.get("made", {})
+    return Row(
+        sweep=record["sweep"],
+        cell=record["cell"],
+        status=status,
+        dataset=config["data"]["name"],
+        method=method["name"],
+        label_source=method["label_source"],
+        teacher=config["data"]["teacher"] if reads_teacher(config) else None,
+        fraction=config["fraction"],
+        model=record["model"],
+        rationale_weight=weights[0] if weights else None,
+        seed=config["seed"],
+        num_train_examples=data.get("rows_used"),
+        validation_accuracy=result.get("validation_accuracy"),
+        test_accuracy=result.get("test_accuracy"),
+        test_accuracy_last=result.get("test_accuracy_last"),
+        selected_step=result.get("selected_step"),
+        steps=result.get("steps"),
+        seconds=result.get("seconds"),
+        tokens=_tokens(data, result["steps"]) if result else None,
+        device=made.get("device"),
+        num_devices=made.get("num_devices"),
+        code_version=made.get("code_version"),
+        error=error.get("error") if status == "failed" else None,
+        config=config,
+        folder=str(folder),
+    )
+
+
+def reads_teacher(config: dict[str, Any]) -> bool:
+    """Whether a run learns anything from the teacher: rationales, labels, or which rows to keep."""
+    method, data = config["method"], config["data"]
+    templates = "".join(task["input"] + task["target"] for task in method["tasks"])
+    return "{rationale}" in templates or method["label_source"] == "teacher" or data.get("teacher_filter") is not None
+
+
+def is_held(folder: pathlib.Path) -> bool:
+    """Whether a worker is at the cell of this folder."""
+    if not (folder / CLAIM).exists():
+        return False
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(held(folder / CLAIM))
+        except BlockingIOError:
+            return True
+        return False
+
+
+def write_database(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
+    """Makes the SQLite file at `path` anew, with one table, `runs`: a column a field of `Row`, `config` as JSON.
+
+    It appears whole: who reads the old one meanwhile goes on reading it.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [field.name for field in dataclasses.fields(Row)]
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        with contextlib.closing(sqlite3.connect(temporary)) as connection, connection:
+            connection.execute(f"CREATE TABLE runs ({', '.join(names)})")
+            connection.executemany(f"INSERT INTO runs VALUES ({', '.join('?' * len(names))})", map(_values, rows))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def query(path: str | os.PathLike[str], sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """The column names and rows that `sql` selects from a database of `write_database`, which it cannot change.
+
+    Raises:
+      ValueError: SQLite refuses the query, with its reason.
+    """
+    address = f"{pathlib.Path(path).absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+        try:
+            cursor = connection.execute(sql)
+            found = cursor.fetchall()
+        except (sqlite3.Error, sqlite3.Warning) as error:
+            raise ValueError(f"SQLite refuses {sql!r}: {error}. The table is `runs`.") from None
+        return [column[0] for column in cursor.description or ()], found
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV with a line of names, `config` as JSON."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(field.name for field in dataclasses.fields(Row))
+    writer.writerows(map(_values, rows))
+    return text.getvalue()
+
+
+def _values(row: Row) -> tuple[Any, ...]:
+    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(Row)}
+    return tuple((values | {"config": json.dumps(row.config, sort_keys=True)}).values())
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    """What stands in the file; empty where there is none."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def _tokens(data: dict[str, Any], steps: int) -> int | None:
+    if "row_lengths" not in data:
+        return None
+    encoder, decoder = data["row_lengths"]
+    used = encoder * data["encoder_utilisation"] + decoder * data["decoder_utilisation"]
+    return round(steps * data["rows_per_step"] * used)
