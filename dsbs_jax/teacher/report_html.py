@@ -5,49 +5,13 @@ Everything a teacher or a dataset wrote is untrusted: it is escaped here, and th
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 
+from dsbs_jax.teacher.page import document, escaped, section
 from dsbs_jax.teacher.quality import QUANTILES, Quality, Sample
 from dsbs_jax.teacher.report import MENDS, WIDEST_CONFUSION, confusion_columns, findings, percent
 
 _BARS = 24
-_STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --text: #1c2330; --soft: #5b6576; --line: #dfe3ea;
-  --accent: #2f6fb5; --good: #1e7f4f; --bad: #b3401f; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1d2128; --text: #e6e9ee; --soft: #9aa4b2;
-  --line: #333a45; --accent: #6aa5e3; --good: #5fbf8c; --bad: #e8855f; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 28px 20px 60px; }
-h1 { font-size: 25px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 0 0 10px; }
-h3 { font-size: 15px; margin: 18px 0 6px; }
-p { margin: 6px 0; } .soft { color: var(--soft); } code { font: 13px ui-monospace, monospace; }
-.about { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 0 0 18px; color: var(--soft); overflow-wrap: anywhere; }
-.about b { color: var(--text); font-weight: 600; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0 0 14px; }
-.tile, section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
-.tile { padding: 12px 14px; } .tile b { display: block; white-space: nowrap; font-size: 23px; line-height: 1.25; }
-.tile span { color: var(--soft); font-size: 13px; }
-section { padding: 16px 18px 18px; margin: 0 0 14px; }
-ul { margin: 0; padding-left: 20px; } li { margin: 4px 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 5px 12px; text-align: right; border: 1px solid var(--line); }
-th { font-weight: 600; } th:first-child, td:first-child { text-align: left; } td.diagonal { font-weight: 700; }
-table.bars { width: 100%; } table.bars td { border: 0; padding: 3px 14px 3px 0; text-align: left; }
-table.bars td:first-child { white-space: nowrap; } table.bars td.bar { width: 50%; min-width: 110px; }
-.bar div { display: flex; height: 13px; border-radius: 3px; background: var(--line); overflow: hidden; }
-.bar i { background: var(--accent); min-width: 1px; } .bar i + i { opacity: .45; }
-svg { display: block; width: 100%; height: auto; } svg rect { fill: var(--accent); } svg rect:hover { opacity: .75; }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; } svg line { stroke: var(--line); }
-details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor: pointer; }
-.sample { border-left: 3px solid var(--line); padding: 2px 0 2px 12px; margin: 12px 0; }
-.sample dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 14px; margin: 0; }
-.sample dt { color: var(--soft); } .sample dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
-  unicode-bidi: isolate; min-width: 0; }
-.good { color: var(--good); } .bad { color: var(--bad); }
-@media print { section, .tile { break-inside: avoid; } }
-"""
 
 
 def as_html(quality: Quality, about: Mapping[str, str] | None = None, title: str = "Labels by a teacher") -> str:
@@ -58,9 +22,9 @@ def as_html(quality: Quality, about: Mapping[str, str] | None = None, title: str
       about: what to say of the labelling at the top, e.g. dataset, model and prompt file.
       title: the page's heading.
     """
-    facts = "".join(f"<span>{_text(name)} <b>{_text(value)}</b></span>" for name, value in (about or {}).items())
+    facts = "".join(f"<span>{escaped(name)} <b>{escaped(value)}</b></span>" for name, value in (about or {}).items())
     parts = [
-        f"<h1>{_text(title)}</h1>",
+        f"<h1>{escaped(title)}</h1>",
         f'<div class="about">{facts}</div>' if facts else "",
         _tiles(quality),
         _findings(quality),
@@ -71,24 +35,7 @@ def as_html(quality: Quality, about: Mapping[str, str] | None = None, title: str
         _repetitions(quality),
         _samples("Rows to read", (("right", quality.right_samples), ("wrong", quality.wrong_samples))),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(filter(None, parts))
-        + "\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _text(value: object) -> str:
-    """Escaped; characters that no page may hold become the replacement character."""
-    text = str(value).encode("utf-8", "replace").decode("utf-8")
-    return html.escape("".join(c if (c >= " " and c != "\x7f") or c in "\n\t" else "\ufffd" for c in text))
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<section>\n<h2>{_text(title)}</h2>\n" + "\n".join(filter(None, parts)) + "\n</section>"
+    return document(title, "\n".join(filter(None, parts)))
 
 
 def _tiles(quality: Quality) -> str:
@@ -119,8 +66,8 @@ def _short(number: int) -> str:
 def _findings(quality: Quality) -> str:
     found = findings(quality)
     if not found:
-        return _section("To look at", '<p class="soft">Nothing stands out.</p>')
-    return _section("To look at", "<ul>" + "".join(f"<li>{_text(finding)}</li>" for finding in found) + "</ul>")
+        return section("To look at", '<p class="soft">Nothing stands out.</p>')
+    return section("To look at", "<ul>" + "".join(f"<li>{escaped(finding)}</li>" for finding in found) + "</ul>")
 
 
 def _accuracy(quality: Quality) -> str:
@@ -136,12 +83,12 @@ def _accuracy(quality: Quality) -> str:
     ]
     if len(classes) <= WIDEST_CONFUSION:
         parts += ["<h3>Gold label (rows) against teacher's label (columns)</h3>", _confusion(quality)]
-    return _section("Accuracy by gold label", *parts)
+    return section("Accuracy by gold label", *parts)
 
 
 def _confusion(quality: Quality) -> str:
     columns = confusion_columns(quality)
-    head = "<tr><th></th>" + "".join(f"<th>{_text(column)}</th>" for column in columns) + "</tr>"
+    head = "<tr><th></th>" + "".join(f"<th>{escaped(column)}</th>" for column in columns) + "</tr>"
     rows = []
     for gold, row in quality.confusion.items():
         total = sum(row.values())
@@ -153,7 +100,7 @@ def _confusion(quality: Quality) -> str:
                 f'<td{kind} style="background: rgba(80, 140, 210, {0.55 * count / total:.2f})" '
                 f'title="{percent(count, total)} of the row">{count:,}</td>'
             )
-        rows.append(f"<tr><th>{_text(gold)}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr><th>{escaped(gold)}</th>{''.join(cells)}</tr>")
     return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
 
 
@@ -162,7 +109,7 @@ def _bars(bars: Iterable[tuple[str, Sequence[float], str]]) -> str:
     rows = []
     for name, fractions, said in bars:
         drawn = "".join(f'<i style="width: {100 * fraction:.1f}%"></i>' for fraction in fractions if fraction)
-        rows.append(f'<tr><td>{_text(name)}</td><td class="bar"><div>{drawn}</div></td><td>{_text(said)}</td></tr>')
+        rows.append(f'<tr><td>{escaped(name)}</td><td class="bar"><div>{drawn}</div></td><td>{escaped(said)}</td></tr>')
     return f'<div class="wide"><table class="bars">{"".join(rows)}</table></div>'
 
 
@@ -176,7 +123,7 @@ def _agreement(quality: Quality) -> str:
         parts = [part / quality.rows for part in (level.correct, level.rows - level.correct)]
         bars.append((f"{level.agreement} of {level.samples}", parts, said))
     note = '<p class="soft">Full colour: right by the gold label.</p>' if quality.judged else ""
-    return _section("How many of a row's samples agree on its label", _bars(bars), note)
+    return section("How many of a row's samples agree on its label", _bars(bars), note)
 
 
 def _failures(quality: Quality) -> str:
@@ -189,9 +136,9 @@ def _failures(quality: Quality) -> str:
         _bars((reason, [n / most], f"{n:,} rows") for reason, n in quality.failures.items()),
     ]
     for reason, samples in quality.failure_samples.items():
-        mend = f" <span class='soft'>({_text(MENDS[reason])})</span>" if reason in MENDS else ""
-        parts.append(f"<details><summary><code>{_text(reason)}</code>{mend}</summary>{_cards(samples)}</details>")
-    return _section("Answers that could not be read", *parts)
+        mend = f" <span class='soft'>({escaped(MENDS[reason])})</span>" if reason in MENDS else ""
+        parts.append(f"<details><summary><code>{escaped(reason)}</code>{mend}</summary>{_cards(samples)}</details>")
+    return section("Answers that could not be read", *parts)
 
 
 def _lengths(quality: Quality) -> str:
@@ -212,7 +159,7 @@ def _lengths(quality: Quality) -> str:
         f"{middle}, the shortest has {low} and the longest {high}."
     )
     more = f" {strays:,} longer ones are not drawn." if strays else ""
-    return _section(
+    return section(
         "Length of the rationales in words",
         _histogram(bars, width),
         f'<p class="soft">{said}{more}</p>',
@@ -257,7 +204,7 @@ def _repetitions(quality: Quality) -> str:
     parts = [f"<p>Of {repeated.texts:,} rationales</p><ul>{listed}</ul>"]
     if repeated.groups:
         rows = "".join(
-            f"<tr><td>{_text(group.text)}</td><td>{group.rows:,}</td><td>{group.wordings:,}</td></tr>"
+            f"<tr><td>{escaped(group.text)}</td><td>{group.rows:,}</td><td>{group.wordings:,}</td></tr>"
             for group in repeated.groups
         )
         parts.append(
@@ -270,7 +217,7 @@ def _repetitions(quality: Quality) -> str:
     ):
         if samples:
             parts.append(f"<details><summary>Some that {name}</summary>{_cards(samples)}</details>")
-    return _section("Repetition", *parts)
+    return section("Repetition", *parts)
 
 
 def _samples(title: str, groups: Sequence[tuple[str, list[Sample]]]) -> str:
@@ -279,7 +226,7 @@ def _samples(title: str, groups: Sequence[tuple[str, list[Sample]]]) -> str:
         for name, samples in groups
         if samples
     ]
-    return _section(title, *parts) if parts else ""
+    return section(title, *parts) if parts else ""
 
 
 def _cards(samples: Iterable[Sample]) -> str:
@@ -293,6 +240,8 @@ def _cards(samples: Iterable[Sample]) -> str:
             "gold label": sample.label,
             "raw answer": sample.answer if sample.rationale is None or sample.teacher_label is None else None,
         }
-        listed = "".join(f"<dt>{name}</dt><dd>{_text(text)}</dd>" for name, text in fields.items() if text is not None)
+        listed = "".join(
+            f"<dt>{name}</dt><dd>{escaped(text)}</dd>" for name, text in fields.items() if text is not None
+        )
         cards.append(f'<div class="sample"><dl>{listed}</dl></div>')
     return "".join(cards)
