@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from dsbs_jax import hosts
+from dsbs_jax import hosts, sweep_verb
 from dsbs_jax.hosts import SENTENCES
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ EXAMPLES = {
     "eval": "dsbs eval --model_dir runs/svamp --split test",
     "predict": "dsbs predict --model_dir runs/svamp --input questions.txt --output answers.jsonl",
     "aot": "dsbs aot --gin_file models/t5_1_1_xxl --topology v5p:2x2x4",
+    "sweep": "dsbs sweep recipes/fig4_bestiary --run --workers 2",
     "bench": "dsbs bench step --gin_file models/t5_1_1_large",
 }
 
@@ -149,6 +150,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--only", choices=("train", "decode"), help="compile this program alone (default: both)")
     sub.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
+    sub = verb("sweep", _sweep, "run the cells of an experiment, on one machine or many; list them, ask for results")
+    sweep_verb.add_flags(sub)
+
     sub = verb("bench", _bench, "measure training: against T5 in torch, or on the devices there are")
     sub.add_argument("what", choices=("train", "step"), help="train: against torch; step: seconds, tokens, MFU")
     hosts.add_flags(sub)
@@ -169,15 +173,16 @@ def _parse_gin(
 ) -> Callable[[], T]:
     """The base files, then the user's, then flags, then --gin.X: later ones win. Returns what builds the root."""
     from dsbs_jax import gin_config
+
+    return gin_config.parse([*files, *arguments.gin_file], [*_folders(arguments), *bindings], root)
+
+
+def _folders(arguments: argparse.Namespace) -> list[str]:
+    """The bindings that `--data_dir` and `--model_dir` stand for."""
     from dsbs_jax.data.locations import find_data_dir
 
-    flags = []
-    data_dir = find_data_dir(arguments.data_dir)
-    if data_dir:
-        flags.append(f"DATA_DIR={data_dir!r}")
-    if getattr(arguments, "model_dir", None):
-        flags.append(f"MODEL_DIR={arguments.model_dir!r}")
-    return gin_config.parse([*files, *arguments.gin_file], [*flags, *bindings], root)
+    folders = {"DATA_DIR": find_data_dir(arguments.data_dir), "MODEL_DIR": getattr(arguments, "model_dir", None)}
+    return [f"{macro}={folder!r}" for macro, folder in folders.items() if folder]
 
 
 def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
@@ -394,6 +399,10 @@ def _aot(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
     estimates = [aot.estimate(config, devices, program) for program in programs]
     print(json.dumps(aot.to_json(estimates, where)) if arguments.json else aot.report(estimates, where))
     return 1 if any(one.fits is False for one in estimates) else 0
+
+
+def _sweep(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
+    return sweep_verb.run(arguments, _folders(arguments), bindings)
 
 
 def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

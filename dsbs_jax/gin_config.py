@@ -103,6 +103,7 @@ _MODULES = {
     "Sampling": "dsbs_jax.teacher.requests",
     "StepBenchConfig": "dsbs_jax.experiments.bench_step",
     "StoreRequest": "dsbs_jax.data.prepare",
+    "SweepConfig": "dsbs_jax.experiments.sweep",
     "T5Config": "dsbs_jax.models.config",
     "TaskFormat": "dsbs_jax.schema",
     "TrainConfig": "dsbs_jax.training.config",

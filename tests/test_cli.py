@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-VERBS = ("demo", "data", "prepare", "label", "parse", "import", "train", "eval", "predict", "bench")
+VERBS = ("demo", "data", "prepare", "label", "parse", "import", "train", "eval", "predict", "sweep", "bench")
 
 
 def test_help_answers_within_a_second_and_lists_the_verbs(dsbs):

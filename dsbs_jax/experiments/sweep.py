@@ -1,0 +1,327 @@
+"""A sweep: the product of its axes, one training run a cell, each named by the content of its configuration.
+
+Workers share nothing but the sweep's folder, `ROOT/runs/ID` for each cell. A cell is finished where its summary stands,
+failed where its error does, and running while its worker holds the lock in it, which ends with the worker, however that
+ends. Whoever finds a cell that is none of these takes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+import math
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from dsbs_jax.data.folders import held
+from dsbs_jax.experiments.results import CELL, CLAIM, ERROR, Row, read_row, reads_teacher
+from dsbs_jax.training import loop
+from dsbs_jax.training.config import MAY_CHANGE, TrainConfig
+from dsbs_jax.training.preemption import Preempted
+
+logger = logging.getLogger(__name__)
+
+# Makes a run of gin files and bindings: its configuration, and the text that makes the same one again.
+Build = Callable[[Sequence[str], Sequence[str]], tuple[TrainConfig, str]]
+
+# The macro that each axis of values binds; the other axes are gin files.
+AXIS_MACROS = {
+    "label_sources": "LABEL_SOURCE",
+    "teachers": "TEACHER",
+    "fractions": "FRACTION",
+    "rationale_weights": "RATIONALE_WEIGHT",
+    "seeds": "RANDOM_SEED",
+}
+_MAY_BE_EMPTY = ("teachers", "rationale_weights")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+    """What is compared. Everything else that the sweep's gin file says holds for all cells.
+
+    Attributes:
+      name: of the sweep.
+      datasets: gin files, as `datasets/cqa`.
+      models: gin files; their names without folder are the sizes in tables.
+      methods: gin files.
+      label_sources: `gold`, `teacher`.
+      teachers: values of TEACHER; empty leaves it as the files set it.
+      fractions: shares of the training examples, in (0, 1].
+      rationale_weights: the paper's lambda; empty leaves it as the files set it.
+      seeds: of initial weights, dropout and order.
+      root: the sweep's folder; None takes `sweeps/NAME`.
+    """
+
+    name: str
+    datasets: tuple[str, ...]
+    models: tuple[str, ...]
+    methods: tuple[str, ...] = ("methods/standard", "methods/step_by_step")
+    label_sources: tuple[str, ...] = ("gold",)
+    teachers: tuple[str | None, ...] = ()
+    fractions: tuple[float, ...] = (1.0,)
+    rationale_weights: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    root: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("datasets", "models", "methods", *AXIS_MACROS):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or len(set(values)) != len(values):
+                raise ValueError(
+                    f"SweepConfig.{name} is {values!r}; it must be a tuple of different values, as (a, b)."
+                )
+            if not values and name not in _MAY_BE_EMPTY:
+                raise ValueError(f"SweepConfig.{name} is empty; it must hold at least one value.")
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The sweep's folder."""
+        return pathlib.Path(self.root or f"sweeps/{self.name}")
+
+    def points(self) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """(gin files, bindings) of every point of the product; the seeds run fastest, so that cells fill up in turn."""
+        axes: list[list[tuple[str, ...]]] = []
+        for name, macro in AXIS_MACROS.items():
+            values = getattr(self, name)
+            if name in ("fractions", "rationale_weights"):
+                values = [float(value) for value in values]
+            axes.append([(f"{macro}={value!r}",) for value in values] or [()])
+        for files in itertools.product(self.datasets, self.models, self.methods):
+            for values in itertools.product(*axes):
+                yield files, tuple(itertools.chain.from_iterable(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+      id: of the content of its configuration, see `cell_id`.
+      sweep: the sweep's name.
+      model: name of the size.
+      files: gin files.
+      bindings: of the axes and of MODEL_DIR.
+      config: the run's.
+    """
+
+    id: str
+    sweep: str
+    model: str
+    files: tuple[str, ...]
+    bindings: tuple[str, ...]
+    config: TrainConfig
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The run's folder."""
+        return pathlib.Path(self.config.model_dir)
+
+    def record(self) -> dict[str, Any]:
+        """What its folder says of it before it ran."""
+        config = json.loads(json.dumps(self.config.to_json()))
+        return {"sweep": self.sweep, "cell": self.id, "model": self.model, "config": config}
+
+    def row(self) -> Row:
+        """What came of it so far."""
+        return read_row(self.record(), self.folder)
+
+
+def expand(sweep: SweepConfig, build: Build) -> list[Cell]:
+    """The cells, each once.
+
+    Points of the product that coincide are one cell, the first of them: those that differ in the weight of rationales
+    where the method trains on none, or in the teacher where it learns nothing from one.
+
+    Raises:
+      ValueError, OSError: a point that cannot be built, in a sentence.
+    """
+    cells: dict[str, Cell] = {}
+    for files, bindings in sweep.points():
+        config, _ = build(files, [*bindings, "MODEL_DIR=''"])
+        name = cell_id(config)
+        folder = str(sweep.folder / "runs" / name)
+        config = dataclasses.replace(config, model_dir=folder, progress=False)
+        model = pathlib.PurePath(files[1]).name.removesuffix(".gin")
+        cells.setdefault(name, Cell(name, sweep.name, model, files, (*bindings, f"MODEL_DIR={folder!r}"), config))
+    return list(cells.values())
+
+
+def cell_id(config: TrainConfig) -> str:
+    """12 hex digits: a digest of the configuration without what a resumed run may change.
+
+    The same in every process, on every machine, and in every sweep that holds such a cell. Folders that are part of the
+    content (initial weights, labels) count as they are written.
+    """
+    content = _kept(json.loads(json.dumps(config.to_json())))
+    if not reads_teacher(content):
+        content["data"]["teacher"] = None
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _kept(value: Any, path: str = "") -> Any:
+    if isinstance(value, dict):
+        fields = {name: (f"{path}{name}", item) for name, item in value.items()}
+        return {name: _kept(item, f"{at}.") for name, (at, item) in fields.items() if at not in MAY_CHANGE}
+    if isinstance(value, list):
+        return [_kept(item, f"{path}*.") for item in value]
+    # 1 and 1.0 are one value.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def work(cells: Sequence[Cell], build: Build) -> None:
+    """Runs cells that nobody runs or has run, one after another in this process, until none is free.
+
+    What fails leaves its error and is not tried again. Any number of workers may do this in one folder at once.
+
+    Raises:
+      Preempted: SIGTERM arrived; the cell's state is saved, and whoever takes it goes on from there.
+    """
+    found = True
+    while found:
+        # Once more after the last one: a cell whose worker was killed meanwhile is free again.
+        found = False
+        for number, cell in enumerate(cells, start=1):
+            with _claimed(cell) as mine:
+                if mine:
+                    found = True
+                    _run(cell, build)
+                    logger.info("[%d/%d] %s", number, len(cells), describe(cell.row()))
+
+
+def forget_errors(cells: Sequence[Cell]) -> int:
+    """Makes failed cells free again; returns how many. They go on from their last checkpoint."""
+    failed = [cell.folder / ERROR for cell in cells if cell.row().status == "failed"]
+    for path in failed:
+        path.unlink(missing_ok=True)
+    return len(failed)
+
+
+def work_in_processes(command: Sequence[str], count: int, folder: pathlib.Path) -> None:
+    """Runs `command`, a worker, in `count` processes, each on its own share of this process's processor cores.
+
+    Their output goes to `folder/logs/`. They are told to stop (SIGTERM) when this process is interrupted.
+
+    Raises:
+      RuntimeError: a worker ended otherwise than by finding nothing left to do; names its log.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        logs = [folder / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{i}.log" for i in range(count)]
+        workers = []
+        try:
+            for number, log in enumerate(logs):
+                output = stack.enter_context(log.open("wb"))
+                worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+                workers.append(worker)
+                if share := cores[number::count]:
+                    os.sched_setaffinity(worker.pid, share)
+            ends = [worker.wait() for worker in workers]
+        except BaseException:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.wait()
+            raise
+    if bad := [f"{log} ({end})" for log, end in zip(logs, ends, strict=True) if end not in (0, 1)]:
+        raise RuntimeError(
+            f"Workers ended before all was done: {', '.join(bad)}. Start the sweep again; finished cells are kept."
+        )
+
+
+def worker_command(words: Sequence[str]) -> list[str]:
+    """The command of a worker process that runs `dsbs sweep` with these words."""
+    return [sys.executable, "-m", "dsbs_jax", "sweep", *words]
+
+
+def describe(row: Row) -> str:
+    """A cell in a line."""
+    axes = [row.cell, row.dataset, row.model, row.method, f"{row.label_source} labels", f"fraction {row.fraction:g}"]
+    if row.rationale_weight is not None:
+        axes.append(f"lambda {row.rationale_weight:g}")
+    if row.teacher is not None:
+        axes.append(f"teacher {row.teacher}")
+    line = f"{', '.join([*axes, f'seed {row.seed}'])}: {row.status}"
+    if row.test_accuracy is not None:
+        line += f", test accuracy {row.test_accuracy:.3f} ({row.seconds:.0f} s)"
+    return f"{line}: {row.error}" if row.error else line
+
+
+def status(rows: Sequence[Row]) -> str:
+    """How many cells are in which state, what failed and why, and about how long the rest takes."""
+    counts = {state: sum(row.status == state for row in rows) for state in ("finished", "failed", "running", "waiting")}
+    lines = [f"{len(rows)} cells: {', '.join(f'{count} {state}' for state, count in counts.items())}."]
+    lines += [describe(row) for row in rows if row.status == "failed"]
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    left = counts["running"] + counts["waiting"]
+    if seconds and left:
+        workers = max(counts["running"], 1)
+        each = statistics.median(seconds)
+        minutes = each * math.ceil(left / workers) / 60
+        lines.append(
+            f"About {minutes:.1f} minutes left: {left} cells, {each:.0f} s each (median of the finished), "
+            f"{workers} at a time."
+        )
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _claimed(cell: Cell) -> Iterator[bool]:
+    """Whether the cell is this worker's while the block runs: it is free, and nobody else has taken it."""
+    if _is_over(cell):
+        yield False
+        return
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if not _take(cell, stack):
+            # Who asks for the cell's state (`is_held`) holds the lock for an instant.
+            time.sleep(0.05)
+            if not _take(cell, stack):
+                yield False
+                return
+        # Another worker may have ended it between the first look and the lock.
+        yield not _is_over(cell)
+
+
+def _take(cell: Cell, stack: contextlib.ExitStack) -> bool:
+    try:
+        stack.enter_context(held(cell.folder / CLAIM))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_over(cell: Cell) -> bool:
+    return (cell.folder / "summary.json").exists() or (cell.folder / ERROR).exists()
+
+
+def _run(cell: Cell, build: Build) -> None:
+    _write(cell.folder / CELL, cell.record())
+    try:
+        config, operative = build(cell.files, cell.bindings)
+        loop.train(dataclasses.replace(config, progress=False), operative)
+    except Preempted:
+        raise
+    except Exception as error:
+        # One cell's end is not the sweep's.
+        told = {"error": " ".join(str(error).split()) or type(error).__name__, "type": type(error).__name__}
+        _write(cell.folder / ERROR, told | {"traceback": traceback.format_exc()})
+
+
+def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """The file appears whole."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,96 @@
+"""The command line's side of a sweep: its flags, and gin files turned into cells."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+# Of the sweep's folder.
+_DATABASE = "results.sqlite"
+
+
+def add_flags(sub: argparse.ArgumentParser) -> None:
+    """Adds the flags of `dsbs sweep`."""
+    sub.add_argument("file", help="gin file of the sweep, by path or name (recipes/smoke)")
+    sub.add_argument("--output", help="the sweep's folder (default: sweeps/NAME)")
+    sub.add_argument("--workers", type=int, default=1, metavar="N", help="for --run: so many processes (default: 1)")
+    action = sub.add_mutually_exclusive_group()
+    action.add_argument("--list", action="store_true", help="print the cells and their states; run nothing")
+    # `run` is what the verb calls.
+    action.add_argument(
+        "--run", dest="run_cells", action="store_true", help="run what is neither finished, failed nor running"
+    )
+    action.add_argument("--status", action="store_true", help="print counts, errors and the time left")
+    action.add_argument("--retry-failed", action="store_true", help="the same as --run, and failed cells again")
+    sub.add_argument("--csv", metavar="PATH", help="write a row a cell; - for standard output")
+    sub.add_argument("--sql", metavar="QUERY", help='ask SQLite, e.g. "SELECT method, avg(test_accuracy) FROM runs"')
+
+
+def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[str]) -> int:
+    """Does what the flags say; returns 1 where cells failed, else 0.
+
+    Args:
+      arguments: of `add_flags`, with `gin_file` and `data_dir`.
+      flags: bindings of the other flags.
+      bindings: as after `--gin.`.
+
+    Raises:
+      ValueError, OSError: nothing is asked for, or something that cannot be built, in a sentence.
+    """
+    runs = arguments.run_cells or arguments.retry_failed
+    if not (runs or arguments.list or arguments.status or arguments.csv or arguments.sql):
+        raise ValueError("What about the sweep? Give --list, --run, --status, --retry-failed, --csv PATH or --sql.")
+    if arguments.workers < 1:
+        raise ValueError(f"--workers is {arguments.workers}; it must be at least 1.")
+    from dsbs_jax import gin_config
+    from dsbs_jax.experiments import results, sweep
+    from dsbs_jax.sharding.cluster import refuse_several
+    from dsbs_jax.sharding.compilation import keep_compilations
+    from dsbs_jax.training.config import TrainConfig
+
+    refuse_several("dsbs sweep")
+    for axis, macro in sweep.AXIS_MACROS.items():
+        if any(word.partition("=")[0].strip() == macro for word in bindings):
+            raise ValueError(f"{macro} is an axis of the sweep: give --gin.SweepConfig.{axis}='(..., ...)' instead.")
+    given = [*flags, *bindings]
+    own = [arguments.file, *arguments.gin_file]
+    root = [f"SweepConfig.root={arguments.output!r}"] if arguments.output else []
+    config = gin_config.parse(["runs/train", *own], [*root, *given], sweep.SweepConfig)()
+    if runs:
+        keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
+
+    def build(files: Sequence[str], words: Sequence[str]) -> tuple[TrainConfig, str]:
+        made = gin_config.parse(["runs/train", *files, *own], [*given, *words], TrainConfig)()
+        return made, gin_config.operative()
+
+    cells = sweep.expand(config, build)
+    if arguments.retry_failed:
+        print(f"{sweep.forget_errors(cells)} failed cells are free again.", file=sys.stderr)
+    if runs and arguments.workers > 1:
+        words = [arguments.file, "--run", *(f"--gin.{word}" for word in bindings)]
+        for name in ("output", "data_dir"):
+            words += [f"--{name}", getattr(arguments, name)] if getattr(arguments, name) else []
+        for file in arguments.gin_file:
+            words += ["--gin_file", file]
+        sweep.work_in_processes(sweep.worker_command(words), arguments.workers, config.folder)
+    elif runs:
+        sweep.work(cells, build)
+    rows = [cell.row() for cell in cells]
+    if arguments.list:
+        points = sum(1 for _ in config.points())
+        print("\n".join(map(sweep.describe, rows)))
+        print(f"{len(rows)} cells" + (f" ({points} points, of which some coincide)" if points > len(rows) else ""))
+    if runs or arguments.status:
+        print(sweep.status(rows))
+    if arguments.csv == "-":
+        sys.stdout.write(results.to_csv(rows))
+    elif arguments.csv:
+        pathlib.Path(arguments.csv).write_text(results.to_csv(rows))
+    if arguments.sql or runs:
+        results.write_database(rows, config.folder / _DATABASE)
+    if arguments.sql:
+        names, found = results.query(config.folder / _DATABASE, arguments.sql)
+        print("\n".join("\t".join(map(str, line)) for line in [names, *found]))
+    return 1 if runs and any(row.status == "failed" for row in rows) else 0

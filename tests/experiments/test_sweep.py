@@ -1,0 +1,224 @@
+"""Sweeps: cells and their names; who runs what, whatever ends a worker."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from dsbs_jax import cli, gin_config, schema
+from dsbs_jax.data.folders import held
+from dsbs_jax.data.prepare import StoreRequest
+from dsbs_jax.data.vocabulary import Vocabulary
+from dsbs_jax.experiments import results, sweep
+from dsbs_jax.models.config import T5Config
+from dsbs_jax.sharding.mesh import MeshConfig
+from dsbs_jax.training import loop
+from dsbs_jax.training.config import TrainConfig
+from dsbs_jax.training.preemption import Preempted
+
+MODEL = T5Config(d_model=8, d_kv=2, d_ff=8, num_layers=1, num_decoder_layers=1, num_heads=4)
+CONFIG = TrainConfig("", StoreRequest("bestiary", Vocabulary("v")), schema.make_method("standard"), MODEL)
+
+
+def build(files, bindings) -> tuple[TrainConfig, str]:
+    """As gin would, from the axes alone."""
+    said = dict(binding.split("=", 1) for binding in bindings)
+    method = schema.make_method(
+        files[2],
+        label_source=said["LABEL_SOURCE"].strip("'"),
+        rationale_weight=float(said.get("RATIONALE_WEIGHT", 1)),
+    )
+    config = dataclasses.replace(
+        CONFIG,
+        model_dir=said["MODEL_DIR"].strip("'"),
+        data=dataclasses.replace(CONFIG.data, name=files[0], teacher=said.get("TEACHER", "'llm'").strip("'")),
+        method=method,
+        fraction=float(said["FRACTION"]),
+        seed=int(said["RANDOM_SEED"]),
+    )
+    return config, f"of {said['RANDOM_SEED']}"
+
+
+def sweep_of(root: pathlib.Path, **axes) -> sweep.SweepConfig:
+    given = {"methods": ("standard",), "seeds": (0, 1)} | axes
+    return sweep.SweepConfig("s", ("bestiary",), ("models/tiny.gin",), root=str(root), **given)
+
+
+def test_cells_are_the_product_and_those_that_coincide_are_one(tmp_path):
+    config = sweep_of(
+        tmp_path,
+        methods=("standard", "step_by_step"),
+        label_sources=("gold", "teacher"),
+        teachers=("a", "b"),
+        fractions=(0.5, 1),
+        rationale_weights=(0.5, 2.0),
+    )
+    cells = sweep.expand(config, build)
+    assert len(list(config.points())) == 64
+    # Lambda means nothing to standard training, and the teacher nothing to it with gold labels.
+    points = [
+        (row.method, row.label_source, row.teacher, row.rationale_weight, row.fraction, row.seed)
+        for row in (cell.row() for cell in cells)
+    ]
+    standard = {("standard", *axes, None) for axes in (("gold", None), ("teacher", "a"), ("teacher", "b"))}
+    full = {("step_by_step", s, t, w) for s in ("gold", "teacher") for t in "ab" for w in (0.5, 2.0)}
+    assert len(points) == len(set(points)) == 44
+    assert set(points) == {(*axes, f, seed) for axes in standard | full for f in (0.5, 1.0) for seed in (0, 1)}
+    assert {cell.model for cell in cells} == {"tiny"}
+    assert {cell.folder.parent for cell in cells} == {tmp_path / "runs"}
+
+
+def test_ids_are_of_the_content_alone(tmp_path):
+    small = {cell.id for cell in sweep.expand(sweep_of(tmp_path), build)}
+    grown = [cell.id for cell in sweep.expand(sweep_of(tmp_path / "b", seeds=(2, 0, 1), fractions=(0.5, 1)), build)]
+    assert len(small) == 2
+    assert len(set(grown)) == 6
+    assert small < set(grown)
+    elsewhere = {"model_dir": "x", "store_root": "y", "mesh": MeshConfig(preset="fsdp"), "eval_batch_size": 8}
+    vocabulary = dataclasses.replace(CONFIG.data, vocabulary=Vocabulary("elsewhere"), data_dir="z")
+    assert sweep.cell_id(dataclasses.replace(CONFIG, **elsewhere, data=vocabulary)) == sweep.cell_id(CONFIG)
+    assert sweep.cell_id(dataclasses.replace(CONFIG, fraction=1)) == sweep.cell_id(CONFIG)
+    for change in ({"steps": 9}, {"optimizer": dataclasses.replace(CONFIG.optimizer, learning_rate=1e-3)}):
+        assert sweep.cell_id(dataclasses.replace(CONFIG, **change)) != sweep.cell_id(CONFIG)
+
+
+@pytest.mark.parametrize("axes", [{"seeds": 4}, {"seeds": ()}, {"fractions": (1.0, 1.0)}, {"methods": "standard"}])
+def test_axes_are_tuples_of_different_values(tmp_path, axes):
+    with pytest.raises(ValueError, match=next(iter(axes))):
+        sweep_of(tmp_path, **axes)
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[int]:
+    """Seeds of the runs that were begun, in order. Training is a stand-in: seed 1 fails while `trained[0]` is -1."""
+    begun: list[int] = [-1]
+
+    def train(config: TrainConfig, operative_config: str) -> None:
+        begun.append(config.seed)
+        assert operative_config == f"of {config.seed}"
+        assert results.is_held(pathlib.Path(config.model_dir))
+        if config.seed == 1 and begun[0] == -1:
+            raise ValueError("No\nmemory.")
+        if config.seed == 3:
+            raise Preempted(5, config.model_dir)
+        result = {"test_accuracy": 0.5, "seconds": 60.0, "steps": 1, "selected_step": 1}
+        pathlib.Path(config.model_dir, "summary.json").write_text(json.dumps({"result": result}))
+
+    monkeypatch.setattr(loop, "train", train)
+    return begun
+
+
+def test_every_cell_runs_once_and_failed_ones_when_they_are_asked_to(tmp_path, trained):
+    cells = sweep.expand(sweep_of(tmp_path, seeds=(0, 1, 2)), build)
+    with held_cell(cells[2]):
+        sweep.work(cells, build)
+        assert [cell.row().status for cell in cells] == ["finished", "failed", "running"]
+        text = sweep.status([cell.row() for cell in cells])
+    assert trained == [-1, 0, 1]
+    assert "3 cells: 1 finished, 1 failed, 1 running, 0 waiting." in text
+    assert "seed 1: failed: No memory." in text
+    assert "About 1.0 minutes left: 1 cells, 60 s each" in text
+    # The worker of the third is gone: it is free again. What is finished or failed stays as it is.
+    sweep.work(cells, build)
+    assert trained == [-1, 0, 1, 2]
+    assert "No\\nmemory" in (cells[1].folder / results.ERROR).read_text()
+    trained[0] = 0
+    assert sweep.forget_errors(cells) == 1
+    sweep.work(cells, build)
+    assert trained == [0, 0, 1, 2, 1]
+    assert [row.status for row in results.read_rows(tmp_path)] == ["finished"] * 3
+
+
+def test_a_preempted_cell_is_free_again(tmp_path, trained):
+    cells = sweep.expand(sweep_of(tmp_path, seeds=(0, 3)), build)
+    with pytest.raises(Preempted):
+        sweep.work(cells, build)
+    assert [cell.row().status for cell in cells] == ["finished", "waiting"]
+
+
+def held_cell(cell: sweep.Cell):
+    cell.folder.mkdir(parents=True)
+    return held(cell.folder / results.CLAIM)
+
+
+@pytest.mark.parametrize("recipe", [name for name in gin_config.names() if name.startswith("recipes/")])
+def test_every_recipe_expands(recipe, tmp_path, capsys):
+    # Four seeds differ in nothing but the seed: one of them is enough here.
+    words = ["--gin.SweepConfig.seeds=(0,)", "--gin.VOCABULARY='bestiary'", "--output", str(tmp_path)]
+    assert cli.main(["sweep", recipe, "--list", *words]) == 0
+    *cells, count = capsys.readouterr().out.splitlines()
+    assert count == f"{len(cells)} cells"
+    assert len(cells) >= 2
+    assert all(cell.endswith("seed 0: waiting") for cell in cells)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ((), "What about the sweep?"),
+        (("--list", "--gin.RANDOM_SEED=3"), "give --gin.SweepConfig.seeds="),
+        (("--run", "--workers", "0"), "--workers is 0"),
+        (("--list", "--gin.FRACTON=1"), "Did you mean FRACTION?"),
+        (("--list", "--gin.SweepConfig.methods=('methods/standart',)"), "Did you mean methods/standard.gin?"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(words, sentence, capsys):
+    assert cli.main(["sweep", "recipes/smoke", *words]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1
+    assert sentence in told[0]
+
+
+@pytest.mark.slow
+def test_workers_share_a_folder_and_a_killed_ones_cell_is_taken_over(dsbs, environment, tmp_path):
+    """Two processes, one killed in the middle of a cell: every cell runs once, that one goes on where it stopped."""
+    one = ("--gin.SweepConfig.methods=('methods/standard',)", "--gin.SweepConfig.fractions=(1.0,)")
+    words = ("recipes/smoke", "--output", str(tmp_path / "sweep"), *one, "--gin.SweepConfig.seeds=(0, 1, 2)")
+    # Cells of one shape compile once: what a cell of another seed adds to the cache is nothing.
+    compiled = tmp_path / "compiled"
+    kept = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    first = dsbs("sweep", *words[:-1], "--gin.SweepConfig.seeds=(0,)", "--run", env=kept)
+    assert first.returncode == 0, first.stderr
+    programs = {path.name for path in compiled.rglob("*-cache")}
+    assert programs
+
+    steps = ("--gin.TRAIN_STEPS=6", "--gin.LOG_PERIOD=1")
+    command = [sys.executable, "-m", "dsbs_jax", "sweep", *words, *steps, "--run"]
+    killed = subprocess.Popen(command, env=environment | kept, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert killed.stderr is not None
+    for line in killed.stderr:
+        # Evaluated, so its checkpoint is being saved; the step after it has begun when the next line comes.
+        if line.startswith("step 5/6"):
+            break
+    other = subprocess.Popen(command, env=environment | kept, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    killed.kill()
+    killed.communicate()
+    _, told = other.communicate(timeout=200)
+    assert other.returncode == 0, told
+    assert {path.name for path in compiled.rglob("*-cache")} == programs
+    # Seed 0 stood there finished; of the others each was ended by the one that lived.
+    assert "[1/3]" not in told
+    assert told.count("finished, test accuracy") == 2
+    assert told.count("Going on after step 3.") == 1
+    rows = results.read_rows(tmp_path / "sweep")
+    assert [(row.seed, row.status, row.steps) for row in rows] == [(seed, "finished", 6) for seed in (0, 1, 2)]
+    assert all(row.tokens and row.device == "cpu" and row.num_train_examples == 960 for row in rows)
+
+    # Nothing is left to do: two more processes find nothing, and the answers stand in the database.
+    process = dsbs("sweep", *words, "--run", "--workers", "2", "--sql", "SELECT count(*) FROM runs", env=kept)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-2:] == ["count(*)", "3"]
+    assert "finished, test" not in "".join(log.read_text() for log in (tmp_path / "sweep" / "logs").iterdir())
+    # Its predictions, of the same examples in the same order for every seed, and its student, are there to be used.
+    ids = [
+        [json.loads(line)["id"] for line in pathlib.Path(row.folder, "predictions_test.jsonl").read_text().splitlines()]
+        for row in rows
+    ]
+    assert len(ids[0]) == 240
+    assert ids[0] == ids[1] == ids[2]
+    again = dsbs("eval", "--model_dir", rows[0].folder, env=kept)
+    assert json.loads(again.stdout)["accuracy"] == rows[0].test_accuracy
