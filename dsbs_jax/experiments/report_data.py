@@ -1,0 +1,132 @@
+"""What a report is made from: rows of a sweep or of the demo, their answers to the test split, the teachers' cards."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dsbs_jax.experiments.results import Row, read_rows, reads_teacher
+from dsbs_jax.experiments.statistics import Answers
+from dsbs_jax.models.config import T5Config
+from dsbs_jax.teacher.labelled import labelled_file, read_labelled
+
+_UNNAMED = "student"
+
+
+class TeacherAccuracy(NamedTuple):
+    """How often a teacher's label is the gold one: a share in [0, 1] of `rows` rows of `split`."""
+
+    accuracy: float
+    split: str
+    rows: int
+
+
+def report_rows(root: str | os.PathLike[str]) -> list[Row]:
+    """The rows to report on.
+
+    Args:
+      root: the folder of a sweep, or `results.jsonl` of `dsbs demo` or its folder. Of the latter's rows everything is
+        taken that they and the runs' folders beside them say.
+
+    Raises:
+      FileNotFoundError: it is neither.
+      ValueError: a line of `results.jsonl` is no result.
+    """
+    path = pathlib.Path(root)
+    results = path if path.is_file() else path / "results.jsonl"
+    if any(path.glob("runs/*/cell.json")) or not results.is_file():
+        if not path.is_dir() or not any(path.glob("runs/*/cell.json")):
+            raise FileNotFoundError(f"There is nothing to report in {root}: give a sweep's folder, or a results.jsonl.")
+        return read_rows(path)
+    found = [(path.parent, json.loads(path.read_text())) for path in sorted(results.parent.glob("*/summary.json"))]
+    rows = []
+    for number, line in enumerate(results.read_text().splitlines(), start=1):
+        try:
+            result = json.loads(line)
+            folder, summary = next((one for one in found if one[1].get("result") == result), (None, {}))
+            rows.append(_demo_row(results, result, folder, summary))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{results}, line {number}: this is no result of a run ({error!r}).") from None
+    return rows
+
+
+def _demo_row(results: pathlib.Path, result: dict[str, Any], folder: pathlib.Path | None, summary: dict) -> Row:
+    config = summary.get("config", {})
+    weights = [task["weight"] for task in config.get("method", {}).get("tasks", ()) if task["name"] == "rationale"]
+    size = parameters(config)
+    return Row(
+        sweep=results.parent.resolve().name,
+        cell=folder.name if folder else "",
+        status="finished",
+        teacher=config["data"]["teacher"] if config and reads_teacher(config) else None,
+        model=f"T5, {size:,} parameters" if size else _UNNAMED,
+        rationale_weight=weights[0] if weights else None,
+        num_train_examples=summary.get("data", {}).get("training", {}).get("rows_used"),
+        tokens=None,
+        device=None,
+        num_devices=None,
+        code_version=None,
+        error=None,
+        config=config,
+        folder=str(folder or ""),
+        **result,
+    )
+
+
+def parameters(config: dict[str, Any]) -> int | None:
+    """How many parameters the student of a run's configuration has; None where the configuration is not there."""
+    return T5Config(**config["model"]).num_parameters() if "model" in config else None
+
+
+def read_predictions(row: Row) -> list[dict[str, Any]] | None:
+    """The answers of a run's selected step to the test split, in its order; None where there is no file.
+
+    Raises:
+      ValueError: a line is no answer; names it.
+    """
+    path = pathlib.Path(row.folder, "predictions_test.jsonl")
+    if not row.folder or not path.is_file():
+        return None
+    answers = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            answer = json.loads(line)
+            answer["id"], bool(answer["correct"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}, line {number}: this is no student's answer; evaluate the run again.") from None
+        answers.append(answer)
+    return answers
+
+
+def read_answers(row: Row) -> Answers | None:
+    """As `read_predictions`: only which were right."""
+    answers = read_predictions(row)
+    if not answers:
+        return None
+    return Answers(tuple(a["id"] for a in answers), np.array([a["correct"] for a in answers], bool))
+
+
+def teacher_accuracy(teacher: str | None) -> TeacherAccuracy | None:
+    """What the card of a labelled folder says of its teacher: of the test split, or else of what it labelled."""
+    card = pathlib.Path(teacher or "", "card.json")
+    if not teacher or not card.is_file():
+        return None
+    splits = json.loads(card.read_text())
+    for split in ("test", "validation", "train"):
+        told = splits.get(split, {})
+        if told.get("accuracy") is not None:
+            return TeacherAccuracy(told["accuracy"], split, told["judged"])
+    return None
+
+
+def teacher_rationales(teachers: Iterable[str | None]) -> dict[str, str]:
+    """The rationale of each test row, by id, from the first labelled folder that has labelled the test split."""
+    for teacher in teachers:
+        if teacher and (path := labelled_file(pathlib.Path(teacher), "test")):
+            return {row["id"]: row["rationale"] for row in read_labelled(path) if row["rationale"]}
+    return {}

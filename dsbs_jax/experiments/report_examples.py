@@ -1,0 +1,162 @@
+"""The page to look at examples: input, gold label, the teacher's rationale, what each student answered.
+
+All text comes as JSON that the page's script puts in as text, never as HTML. What is shown is in the address behind `#`
+(`show`, `group`, `q`), so that a view can be sent to somebody.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dsbs_jax.experiments.analysis import Panel, Student, all_students, titles
+from dsbs_jax.experiments.report_data import read_predictions, teacher_rationales
+from dsbs_jax.teacher.page import document, escaped
+
+# A page of more would be slow to open; which rows are left out is said.
+_MOST_ROWS = 2_000
+_STYLE = """
+form { display: flex; flex-wrap: wrap; gap: 10px; margin: 0 0 12px; } label { color: var(--soft); font-size: 13px; }
+select, input { display: block; font: inherit; color: var(--text); background: var(--card); max-width: 100%;
+  border: 1px solid var(--line); border-radius: 8px; padding: 5px 8px; }
+button { font: inherit; padding: 6px 14px; }
+.right::before { content: "\\2713  "; color: var(--good); } .wrong::before { content: "\\2717  "; color: var(--bad); }
+"""
+_SCRIPT = """
+'use strict';
+const groups = JSON.parse(document.getElementById('groups').textContent);
+const form = document.querySelector('form'), list = document.getElementById('list');
+const PAGE = 50;
+let shown = PAGE;
+function add(parent, name, text, kind) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (kind) made.className = kind;
+  parent.append(made);
+  return made;
+}
+function right(answers) { return answers.filter(a => a[2]).length * 2 > answers.length; }
+function fits(row, group) {
+  const show = form.show.value, [a, b] = [group.challenger, group.baseline];
+  if (show === 'gained' && !(a in row.answers && b in row.answers && right(row.answers[a]) && !right(row.answers[b])))
+    return false;
+  if (show === 'lost' && !(a in row.answers && b in row.answers && !right(row.answers[a]) && right(row.answers[b])))
+    return false;
+  if (show === 'wrong' && Object.values(row.answers).some(right)) return false;
+  const words = form.q.value.toLowerCase();
+  const said = Object.values(row.answers).flat().map(answer => answer[1]);
+  return !words || [row.id, row.input, row.label, row.rationale || '', ...said]
+    .some(text => String(text).toLowerCase().includes(words));
+}
+function draw() {
+  const group = groups[form.group.value] || groups[0];
+  const rows = group.rows.filter(row => fits(row, group));
+  list.replaceChildren();
+  document.getElementById('count').textContent = rows.length + ' of ' + group.rows.length + ' examples. ' + group.note;
+  for (const row of rows.slice(0, shown)) {
+    const fields = add(add(list, 'div', undefined, 'sample'), 'dl');
+    const say = (name, text, kind) => { add(fields, 'dt', name); add(fields, 'dd', text, kind); };
+    say('row', row.id);
+    say('input', row.input);
+    say('gold label', row.label);
+    if (row.rationale) say("teacher's rationale", row.rationale);
+    for (const [method, answers] of Object.entries(row.answers)) {
+      const texts = {};
+      for (const [seed, text, correct] of answers) (texts[text] = texts[text] || [correct, []])[1].push(seed);
+      for (const [text, [correct, seeds]] of Object.entries(texts))
+        say(group.titles[method], text + '  (seed ' + seeds.join(', ') + ')', correct ? 'right' : 'wrong');
+    }
+  }
+  document.getElementById('more').hidden = rows.length <= shown;
+}
+function changed() {
+  shown = PAGE;
+  history.replaceState(null, '', '#' + new URLSearchParams(new FormData(form)));
+  draw();
+}
+function open() {
+  const wanted = new URLSearchParams(location.hash.slice(1));
+  for (const name of ['group', 'show', 'q']) if (wanted.has(name)) form[name].value = wanted.get(name);
+  draw();
+}
+for (const [at, group] of groups.entries()) add(form.group, 'option', group.title).value = at;
+form.addEventListener('input', changed);
+form.addEventListener('submit', event => event.preventDefault());
+document.getElementById('more').addEventListener('click', () => { shown += PAGE; draw(); });
+addEventListener('hashchange', open);
+open();
+"""
+_BODY = """<form>
+<label>runs<select name="group"></select></label>
+<label>show<select name="show"><option value="all">all</option>
+<option value="gained">step-by-step right, standard wrong</option>
+<option value="lost">step-by-step wrong, standard right</option>
+<option value="wrong">wrong by every method</option></select></label>
+<label>search<input name="q" type="search"></label>
+</form>
+<p class="soft" id="count"></p>
+<noscript><p>This page shows its examples with a script, which is switched off.</p></noscript>
+<div id="list"></div>
+<button id="more" type="button" hidden>more</button>"""
+
+
+def examples_html(name: str, panels: Sequence[Panel]) -> str | None:
+    """The page, headed with the sweep's name: each panel's answers at its largest fraction.
+
+    None where no predictions lie beside the runs.
+    """
+    named = titles(all_students(panels))
+    groups = [group for panel in panels if (group := _group(panel, named))]
+    if not groups:
+        return None
+    # In a script element nothing but "</" and "<!--" could be read as HTML: no "<" is left.
+    packed = json.dumps(groups).replace("<", "\\u003c")
+    data = f'<script type="application/json" id="groups">{packed}</script>\n'
+    title = f"Examples: {name}"
+    return document(title, f"<h1>{escaped(title)}</h1>\n{_BODY}", _STYLE, _SCRIPT, data)
+
+
+def _group(panel: Panel, named: Mapping[Student, str]) -> dict[str, Any] | None:
+    fraction = panel.fractions[-1]
+    rows: dict[str, dict[str, Any]] = {}
+    left_out: set[str] = set()
+    students = [student for student in panel.students if (student, fraction) in panel.cells]
+    for at, student in enumerate(students):
+        for run in panel.cells[student, fraction].rows:
+            for answer in (read_predictions(run) if run.status == "finished" else None) or ():
+                if answer["id"] not in rows and len(rows) == _MOST_ROWS:
+                    left_out.add(answer["id"])
+                    continue
+                row = rows.setdefault(answer["id"], {**_asked(answer), "answers": {}})
+                said = [run.seed, answer.get("prediction", ""), bool(answer["correct"])]
+                row["answers"].setdefault(str(at), []).append(said)
+    if not rows:
+        return None
+    for id, rationale in teacher_rationales(student.teacher for student in students).items():
+        if id in rows:
+            rows[id]["rationale"] = rationale
+    note = "Right means right in more than half of the seeds."
+    if left_out:
+        note += f" The first {_MOST_ROWS:,} rows of the test split; {len(left_out):,} more are not on this page."
+    return {
+        "title": f"{panel.dataset}, {panel.model}, {100 * fraction:g} % of the data",
+        "note": note,
+        "titles": {str(at): named[student] for at, student in enumerate(students)},
+        **_compared(students),
+        "rows": list(rows.values()),
+    }
+
+
+def _asked(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: answer.get(name, "") for name in ("id", "input", "label")}
+
+
+def _compared(students: Sequence[Student]) -> dict[str, str]:
+    """The first step-by-step student and the standard one of its label source; empty where one is not there."""
+    for at, student in enumerate(students):
+        if student.method == "step_by_step":
+            for other, baseline in enumerate(students):
+                if baseline[:2] == ("standard", student.label_source):
+                    return {"challenger": str(at), "baseline": str(other)}
+    return {"challenger": "", "baseline": ""}
