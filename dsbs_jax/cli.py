@@ -28,6 +28,7 @@ EXAMPLES = {
     "predict": "dsbs predict --model_dir runs/svamp --input questions.txt --output answers.jsonl",
     "aot": "dsbs aot --gin_file models/t5_1_1_xxl --topology v5p:2x2x4",
     "sweep": "dsbs sweep recipes/fig4_bestiary --run --workers 2",
+    "report": "dsbs report runs/figure4",
     "bench": "dsbs bench step --gin_file models/t5_1_1_large",
 }
 
@@ -152,6 +153,10 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("sweep", _sweep, "run the cells of an experiment, on one machine or many; list them, ask for results")
     sweep_verb.add_flags(sub)
+
+    sub = verb("report", _report, "figures, tables and examples of a sweep or of the demo, as pages")
+    sub.add_argument("root", help="a sweep's folder, or the demo's, or its results.jsonl")
+    sub.add_argument("--output", help="folder to write to (default: report in the runs' folder)")
 
     sub = verb("bench", _bench, "measure training: against T5 in torch, or on the devices there are")
     sub.add_argument("what", choices=("train", "step"), help="train: against torch; step: seconds, tokens, MFU")
@@ -403,6 +408,12 @@ def _aot(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
 
 def _sweep(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
     return sweep_verb.run(arguments, _folders(arguments), bindings)
+
+
+def _report(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
+    from dsbs_jax.experiments.report import write_report
+
+    print(write_report(arguments.root, arguments.output))
 
 
 def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

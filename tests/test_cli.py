@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-VERBS = ("demo", "data", "prepare", "label", "parse", "import", "train", "eval", "predict", "sweep", "bench")
+VERBS = ("demo", "data", "prepare", "label", "parse", "import", "train", "eval", "predict", "sweep", "report", "bench")
 
 
 def test_help_answers_within_a_second_and_lists_the_verbs(dsbs):
@@ -51,6 +51,7 @@ def test_the_installed_script_is_the_module():
         (("data", "check", "cqa", "--data_dir", "/nowhere", "--gin.VOCABULARY='bestiary'"), "/nowhere"),
         (("eval", "--model_dir", "/nowhere"), "/nowhere"),
         (("predict", "--model_dir", "/nowhere", "--input", "/nowhere/in.txt"), "/nowhere/in.txt"),
+        (("report", "/nowhere"), "There is nothing to report in /nowhere"),
     ],
 )
 def test_mistakes_end_in_one_sentence(dsbs, words, sentence):
