@@ -194,6 +194,9 @@ def _comparisons(
         for a, b in _pairs(students):
             if (a, fraction) not in answers or (b, fraction) not in answers:
                 continue
+            if not answers[a, fraction] or not answers[b, fraction]:
+                tested.append(Tested(fraction, a, b, None, "no finished run with its answers to the test split"))
+                continue
             try:
                 tested.append(Tested(fraction, a, b, compare(answers[a, fraction], answers[b, fraction])))
             except ValueError as error:

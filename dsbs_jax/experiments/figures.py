@@ -85,10 +85,10 @@ def make_figures(panels: Sequence[Panel]) -> list[Figure]:
             if (points := _points(panel.cells, student, lambda student, fraction: 100 * fraction))
         )
         ticks = tuple((100 * fraction, f"{100 * fraction:g}") for fraction in panel.fractions)
+        # Beside 100 %, and beside each other: they often differ by less than their own size.
         levels = tuple(
-            Level(f"paper, T5-base: {one.title}", one.accuracy, 100.0)
-            for one in published(panel.dataset)
-            if 1.0 in panel.fractions
+            Level(f"paper, T5-base: {one.title}", one.accuracy, 100 + 2.5 * place)
+            for place, one in enumerate(published(panel.dataset) if 1.0 in panel.fractions else (), start=1)
         )
         label = "training data used, %"
         figures.append(
@@ -188,7 +188,7 @@ def draw(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
 
     # The same figure gives the same file: no date, no random names inside. Text stays text.
     with plt.rc_context({"svg.hashsalt": figure.name, "svg.fonttype": "none", "text.parse_math": False}):
-        drawn, axes = plt.subplots(figsize=(6, 4.4), layout="constrained")
+        drawn, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
         for line in figure.lines:
             axes.errorbar(
                 [point.x for point in line.points],
@@ -204,8 +204,14 @@ def draw(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
             if level.x is None:
                 axes.axhline(100 * level.y, color="#666666", linestyle=(0, (1, 1 + at)), label=level.title)
             else:
-                marker = "*xd1"[at % 4]
-                axes.plot(level.x, 100 * level.y, marker, color="#666666", markersize=9, label=level.title)
+                marker = "xd^*s"[at % 5]
+                axes.plot(
+                    *(level.x, 100 * level.y, marker),
+                    label=level.title,
+                    color="#444444",
+                    markersize=8,
+                    markerfacecolor="none",
+                )
         if figure.logarithmic:
             axes.set_xscale("log")
         axes.set(xlabel=figure.x_label, ylabel="test accuracy, %", title=figure.title)
@@ -213,7 +219,7 @@ def draw(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         if figure.lines or figure.levels:
-            axes.legend(fontsize="small")
+            drawn.legend(loc="outside lower center", ncols=2, fontsize="small")
         files = [folder / f"{figure.name}.{suffix}" for suffix in ("svg", "png")]
         drawn.savefig(files[0], metadata={"Date": None})
         drawn.savefig(files[1], dpi=150)

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 
 from dsbs_jax.experiments.analysis import Cell as Runs
-from dsbs_jax.experiments.analysis import Panel, Saved, Student, Tested
+from dsbs_jax.experiments.analysis import Panel, Student, Tested
 from dsbs_jax.experiments.published import published
 from dsbs_jax.experiments.report_tables import Cell, Table
 from dsbs_jax.experiments.results import Row
-from dsbs_jax.experiments.statistics import Mean
+from dsbs_jax.experiments.statistics import DataSaved, Mean
 
 Titles = Mapping[Student, str]
 
@@ -95,27 +95,48 @@ def _p(adjusted: float, raw: float) -> str:
     return "none" if math.isnan(raw) else f"{adjusted:.2g} ({raw:.2g})"
 
 
-def saved_sentence(one: Saved, titles: Titles) -> str:
-    """How much data one method needs for the other's accuracy with all of it."""
-    saved = one.saved
-    goal = f"{titles[one.baseline]}'s accuracy with all of its data ({100 * saved.target:.2f} %)"
-    made = f"mean curve over seeds {_listed(saved.seeds)}, linear between the measured shares"
+def saved_table(panel: Panel, titles: Titles) -> Table | None:
+    """How much data each method needs for another's accuracy with all of it; None where no curve tells."""
+    if not panel.saved:
+        return None
+    rows = tuple(
+        (
+            Cell(f"{titles[one.student]} as good as {titles[one.baseline]}"),
+            *(Cell(f"{100 * one.saved.target:.2f}"), Cell(_needed(one.saved)), Cell(_interval(one.saved))),
+            Cell(_listed(one.saved.seeds)),
+        )
+        for one in panel.saved
+    )
+    note = (
+        "The share of the training data at which the first method's mean curve, linear between the measured shares, "
+        "first reaches the second one's mean accuracy with all of its data. Interval: 95 %, over resampled seeds, the "
+        "same for both; with few seeds it is coarse, and narrower than it should be."
+    )
+    header = ("comparison", "accuracy to reach, %", "data needed", "interval", "seeds")
+    return Table(f"Data saved, {where(panel)}", header, rows, note)
+
+
+def _needed(saved: DataSaved) -> str:
     if saved.fraction is None:
-        text = f"{titles[one.student]} does not reach {goal} at any measured share"
-    else:
-        most = "at most " if saved.at_most else ""
-        text = f"{titles[one.student]} reaches {goal} with {most}{100 * saved.fraction:.1f} % of the data"
+        return "not reached"
+    return f"{'at most ' if saved.at_most else ''}{100 * saved.fraction:.1f} %"
+
+
+def _interval(saved: DataSaved) -> str:
     if saved.interval is None:
-        return f"{text} ({made}; no interval from one seed)."
+        return "none (1 seed)"
     low, high = ("not reached" if math.isinf(limit) else f"{100 * limit:.1f} %" for limit in saved.interval)
-    return f"{text} (95 % interval {low} to {high}, over resampled seeds; {made})."
+    return low if low == high else f"{low} to {high}"
 
 
 def findings(panel: Panel, titles: Titles) -> list[str]:
-    """What a reader in a hurry should take home: the tests at the largest share, the data saved."""
+    """What a reader in a hurry should take home: step-by-step against standard training at the largest share, and the
+    data that it saves. The tables hold the other comparisons."""
     found = []
     for one in panel.comparisons:
-        if one.fraction != panel.fractions[-1] or one.comparison is None:
+        if one.fraction != panel.fractions[-1] or one.comparison is None or one.b.method != "standard":
+            continue
+        if one.a.method != "step_by_step":
             continue
         difference = 100 * one.comparison.test.difference
         said = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}" if difference else "level with"
@@ -126,7 +147,15 @@ def findings(panel: Panel, titles: Titles) -> list[str]:
             f"(corrected p = {one.adjusted:.2g} over {one.comparison.examples:,} examples{retrained}; "
             f"seeds {_listed(one.comparison.seeds)}){sure}."
         )
-    return found + [saved_sentence(one, titles) for one in panel.saved]
+    for saved in panel.saved:
+        if saved.student.method == "step_by_step" and saved.baseline.method == "standard":
+            needed = _needed(saved.saved)
+            reached = needed if saved.saved.fraction is None else f"reached with {needed} of the data"
+            found.append(
+                f"{titles[saved.baseline]}'s accuracy with all of its data is {reached} by {titles[saved.student]} "
+                f"(95 % interval: {_interval(saved.saved)}; seeds {_listed(saved.saved.seeds)})."
+            )
+    return found
 
 
 def cost_table(rows: Sequence[Row]) -> Table:

@@ -105,8 +105,8 @@ def report_html(
 def panel_tables(panel: Panel, panels: Sequence[Panel]) -> list[Table]:
     """The tables of one panel, its students titled as in the whole report."""
     named = titles(all_students(panels))
-    compared = content.comparison_table(panel, named)
-    return [content.accuracy_table(panel, named), *([compared] if compared else [])]
+    made = (content.accuracy_table, content.comparison_table, content.saved_table)
+    return [table for make in made if (table := make(panel, named))]
 
 
 def _tiles(rows: Sequence[Row]) -> str:

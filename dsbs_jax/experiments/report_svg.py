@@ -20,7 +20,13 @@ _MARKER_PATHS = {
     "X": "M-6 -4L-4 -6L0 -2L4 -6L6 -4L2 0L6 4L4 6L0 2L-4 6L-6 4L-2 0z",
 }
 # Of the numbers to compare with: open, so that none is taken for one that was measured here.
-_LEVEL_PATHS = ("M0 -7L2 -2H7L3 1L4.5 6.5L0 3L-4.5 6.5L-3 1L-7 -2H-2z", "M-6 -6L6 6M-6 6L6 -6", "M0 -7L5 0L0 7L-5 0z")
+_LEVEL_PATHS = (
+    "M-6 -6L6 6M-6 6L6 -6",
+    "M0 -7L5 0L0 7L-5 0z",
+    "M0 -6L6 5H-6z",
+    "M0 -7L2 -2H7L3 1L4.5 6.5L0 3L-4.5 6.5L-3 1L-7 -2H-2z",
+    "M-5 -5h10v10h-10z",
+)
 Place = Callable[[float], float]
 
 
@@ -50,7 +56,8 @@ def _spoken(figure: Figure) -> str:
 
 def _scales(figure: Figure) -> tuple[Place, Place, list[float]]:
     """Where x and percent lie, and the percents that are written at the axis."""
-    seen = [x for x, _ in figure.ticks] + [point.x for line in figure.lines for point in line.points]
+    seen = [x for x, _ in figure.ticks] + [level.x for level in figure.levels if level.x is not None]
+    seen += [point.x for line in figure.lines for point in line.points]
     forward = math.log10 if figure.logarithmic else float
     low, high = (forward(limit) for limit in (min(seen), max(seen)))
     margin = 0.06 * (high - low) or 0.5

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from dsbs_jax.teacher.page import escaped
 
 NBSP = "\N{NO-BREAK SPACE}"
+_SHORT = 24
 _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
@@ -79,8 +80,9 @@ def _texts(table: Table) -> list[list[str]]:
 
 def _html_cell(cell: Cell) -> str:
     title = f' title="{escaped(cell.detail)}" tabindex="0"' if cell.detail else ""
-    # A number stays on one line with its error.
-    return f"<td{title}>{escaped(cell.text.replace(' ± ', NBSP + '±' + NBSP))}</td>"
+    # What is short stays on one line: a number with its error, a share.
+    text = cell.text.replace(" ", NBSP) if len(cell.text) <= _SHORT else cell.text
+    return f"<td{title}>{escaped(text)}</td>"
 
 
 def _markdown(text: str) -> str:

@@ -132,7 +132,9 @@ def test_tables_hold_the_numbers_of_the_rows(rows):
     # From 40 % at half of the data to 85 % at all of it: 55 % is a third of the way.
     saved = panel.saved[0].saved
     assert saved.fraction == pytest.approx(0.5 + 0.5 * (0.55 - 0.4) / (0.85 - 0.4), abs=1e-6)
-    assert "66.7 % of the data" in content.saved_sentence(panel.saved[0], named)
+    line = [cell.text for cell in content.saved_table(panel, named).rows[0]]
+    assert line[1:3] == ["55.00", "66.7 %"]
+    assert "reached with 66.7 % of the data by step-by-step" in content.findings(panel, named)[1]
     cost = content.cost_table(rows).rows[0]
     # Seven finished runs of half an hour on two devices.
     assert [cell.text for cell in cost][1:4] == ["7", "7", "7,000"]
