@@ -6,7 +6,7 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["t5_small", "t5_1_1_small"])
+@pytest.mark.parametrize("size", [pytest.param("t5_small", marks=pytest.mark.lengthy), "t5_1_1_small"])
 def test_bench_trains_the_same_architecture_on_both_sides(dsbs, size):
     pytest.importorskip("torch", reason="needs torch: pip install 'dsbs_jax[parity]'")
     shrink = ("d_model=32", "d_kv=8", "d_ff=32", "num_layers=1", "num_decoder_layers=1", "num_heads=2")

@@ -235,6 +235,7 @@ def test_opening_takes_time_and_memory_by_the_number_of_keys_not_by_their_texts(
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 def test_opening_550000_finished_rows(tmp_path):
     took = measure(tmp_path / "journal", 550_000)
     print(took)

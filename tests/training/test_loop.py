@@ -152,7 +152,7 @@ def assert_same_run(dsbs, folder: pathlib.Path, finished: pathlib.Path) -> None:
 
 # Step 8 is evaluated and saved as soon as it is logged: killed there, a run dies in either.
 @pytest.mark.slow
-@pytest.mark.parametrize("after_step", [6, 8, 14])
+@pytest.mark.parametrize("after_step", [6, *(pytest.param(step, marks=pytest.mark.lengthy) for step in (8, 14))])
 def test_a_run_killed_at_any_moment_ends_with_the_same_weights_bit_for_bit(
     dsbs, environment, finished, tmp_path, after_step
 ):

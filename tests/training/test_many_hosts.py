@@ -243,6 +243,7 @@ def test_a_store_that_cannot_be_made_ends_all_with_the_same_sentence(launch, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 def test_processes_that_were_started_differently_are_refused(environment, tmp_path):
     results = by_hand(environment, tmp_path / "run", ((), {}), (("--gin.LEARNING_RATE=0.5",), {}))
     for code, stderr in results:
@@ -251,6 +252,7 @@ def test_processes_that_were_started_differently_are_refused(environment, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 def test_a_folder_that_the_hosts_do_not_share_is_refused(environment, tmp_path):
     elsewhere = f"--gin.MODEL_DIR='{tmp_path / 'another'}'"
     results = by_hand(environment, tmp_path / "run", ((), {}), ((elsewhere,), {}))
@@ -260,6 +262,7 @@ def test_a_folder_that_the_hosts_do_not_share_is_refused(environment, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 def test_hosts_without_a_common_file_system_make_a_store_each(environment, tmp_path):
     # As on two hosts: another name, and another folder of stores.
     hosts = [((), {"DSBS_STORE_DIR": str(tmp_path / name), "DSBS_TEST_HOST": name}) for name in ("one", "two")]

@@ -30,6 +30,7 @@ print(json.dumps({"host": memory.host_temp_size_in_bytes}))
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 def test_products_wait_in_the_memory_of_a_tpus_host(environment):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU compiler: pip install 'dsbs_jax[tpu]'")

@@ -122,7 +122,9 @@ def losses(param_dtype, optimizer_name="adamw", learning_rate=3e-4, devices=1, p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer_name", "learning_rate"), [("adamw", 1e-4), ("adafactor", 1e-3)])
+@pytest.mark.parametrize(
+    ("optimizer_name", "learning_rate"), [("adamw", 1e-4), pytest.param("adafactor", 1e-3, marks=pytest.mark.lengthy)]
+)
 def test_a_bfloat16_runs_losses_follow_float32s_where_plain_rounding_stands_still(optimizer_name, learning_rate):
     float32, bfloat16 = (losses(dtype, optimizer_name, learning_rate) for dtype in ("float32", "bfloat16"))
     fall = float32[0] - float32[-1]
@@ -134,6 +136,7 @@ def test_a_bfloat16_runs_losses_follow_float32s_where_plain_rounding_stands_stil
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 def test_a_bfloat16_run_is_the_same_on_eight_devices():
     one, eight = losses("bfloat16", learning_rate=1e-4), losses("bfloat16", learning_rate=1e-4, devices=8)
     # Gradients are summed in another order: where that takes an update over a threshold of the same noise, a parameter
