@@ -161,7 +161,7 @@ def _panel(dataset: str, model: str, rows: Sequence[Row]) -> Panel:
 
 
 def _cell(rows: Sequence[Row], seeds: set[int]) -> Cell:
-    runs = {row.seed: row.test_accuracy for row in rows if row.status == "finished" and row.test_accuracy is not None}
+    runs = {row.seed: row.test_accuracy for row in rows if row.test_accuracy is not None}
     mean = mean_over_seeds(list(runs.values())) if runs else None
     return Cell(dict(sorted(runs.items())), mean, tuple(sorted(seeds)), tuple(rows))
 

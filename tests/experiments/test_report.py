@@ -25,13 +25,13 @@ EXAMPLES = 40
 EVIL = "</script><script>console.error('ran')</script><img src=x onerror=alert(1)> <!-- & | \\ \u2028 \"'"
 
 
-def make_row(tmp_path, method, fraction, seed, correct=None, dataset="cqa", inputs=(), **changes):
+def make_row(tmp_path, method, fraction, seed, correct=None, dataset="cqa", **changes):
     """A row, and the answers in its folder where `correct` says which were right."""
     folder = tmp_path / "runs" / f"{dataset}-{changes.get('model', 'base')}-{method}-{fraction}-{seed}"
     if correct is not None:
         folder.mkdir(parents=True)
         answers = [
-            {"id": f"test/{i}", "input": inputs[i] if i < len(inputs) else f"question {i}", "label": "yes"}
+            {"id": f"test/{i}", "input": EVIL if i == 0 else f"question {i}", "label": "yes"}
             | {"prediction": "yes" if right else "no", "correct": bool(right), "output": "yes" if right else "no"}
             for i, right in enumerate(correct)
         ]
@@ -184,9 +184,11 @@ def test_tables_escape_what_their_languages_would_read():
 
 
 def test_sizes_and_lambdas_have_figures_of_their_own(tmp_path):
+    shape = {"d_kv": 64, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 2}
+    # The larger one comes first, and stands on the right.
     sizes = [
-        make_row(tmp_path, "standard", 1.0, 0, first(count), model=model)
-        for model, count in (("base", 20), ("large", 30))
+        make_row(tmp_path, "standard", 1.0, 0, first(count), model=model, config={"model": shape | {"d_model": width}})
+        for model, width, count in (("base", 96, 30), ("large", 64, 20))
     ]
     lambdas = [
         make_row(tmp_path / str(weight), "step_by_step", 1.0, 0, first(count), rationale_weight=weight)
@@ -197,7 +199,8 @@ def test_sizes_and_lambdas_have_figures_of_their_own(tmp_path):
     assert [(point.x, point.mean.mean) for point in line.points] == [(0.5, 22 / EXAMPLES), (1.0, 25 / EXAMPLES)]
     line = figures["cqa-size"].lines[0]
     assert [point.mean.mean for point in line.points] == [20 / EXAMPLES, 30 / EXAMPLES]
-    assert [text for _, text in figures["cqa-size"].ticks] == ["base", "large"]
+    assert [text for _, text in sorted(figures["cqa-size"].ticks)] == ["large", "base"]
+    assert figures["cqa-size"].logarithmic
     named = titles(analyse(lambdas)[0].students)
     assert sorted(named.values()) == ["step-by-step, λ = 0.5", "step-by-step, λ = 1"]
 
@@ -242,8 +245,7 @@ def rendered(path, view=""):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install it to see the pages in a browser")
 def test_in_a_browser(rows, tmp_path, monkeypatch):
-    evil = make_row(tmp_path, "single_task", 1.0, 0, first(30), inputs=[EVIL])
-    path = write(tmp_path, [*rows, evil], monkeypatch)
+    path = write(tmp_path, rows, monkeypatch)
     text, console = rendered(path)
     assert console == []
     page = Page(text)
@@ -275,5 +277,6 @@ def test_in_a_browser(rows, tmp_path, monkeypatch):
         page = Page(text)
         shown[view] = sum(values.get("class") == "sample" for _, values in page.elements)
         assert "img" not in [tag for tag, _ in page.elements]
+        assert (EVIL in page.texts) == (view == "")
     # More than half of two seeds is both: standard on the first 20 examples, step-by-step on the first 32.
     assert shown == {"": EXAMPLES, "#show=gained": 12, "#show=gained&q=question+25": 1, "#show=lost": 0}
