@@ -203,7 +203,7 @@ def unfinished_table(rows: Sequence[Row]) -> Table | None:
         )
         for row in left
     )
-    note = "`dsbs sweep FILE --run` does what waits; `dsbs sweep FILE --retry-failed` tries again what failed."
+    note = "dsbs sweep FILE --run does what waits; dsbs sweep FILE --retry-failed tries again what failed."
     return Table("Cells without a result", ("cell", "data", "seed", "state", "error", "id"), lines, note)
 
 

@@ -57,7 +57,6 @@ def _spoken(figure: Figure) -> str:
 def _scales(figure: Figure) -> tuple[Place, Place, list[float]]:
     """Where x and percent lie, and the percents that are written at the axis."""
     seen = [x for x, _ in figure.ticks] + [level.x for level in figure.levels if level.x is not None]
-    seen += [point.x for line in figure.lines for point in line.points]
     forward = math.log10 if figure.logarithmic else float
     low, high = (forward(limit) for limit in (min(seen), max(seen)))
     margin = 0.06 * (high - low) or 0.5

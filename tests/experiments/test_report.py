@@ -232,6 +232,21 @@ def test_the_demos_results_are_rows(tmp_path):
         report_rows(tmp_path / "a-run")
 
 
+def test_a_sweep_that_has_not_begun_is_a_report_of_gaps(tmp_path):
+    task = {"name": "label", "prefix": "", "input": "{input}", "target": "{label}", "weight": 1.0}
+    config = {"data": {"name": "svamp", "teacher": "llm"}, "fraction": 0.5, "seed": 0}
+    config["method"] = {"name": "standard", "label_source": "gold", "tasks": [task]}
+    (tmp_path / "runs" / "a1").mkdir(parents=True)
+    record = {"sweep": "fig4", "cell": "a1", "model": "base", "config": config}
+    (tmp_path / "runs" / "a1" / "cell.json").write_text(json.dumps(record))
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report" / "report.html"
+    said = " ".join(Page(path.read_text()).texts).replace("\xa0", " ")
+    for expected in ("Report on fig4", "0 of 1", "Nothing can be compared yet", "missing", "waiting"):
+        assert expected in said, expected
+    assert not (tmp_path / "report" / "examples.html").exists()
+
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
 
 
