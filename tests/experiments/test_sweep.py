@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import re
+import signal
 import subprocess
 import sys
 
@@ -175,50 +177,53 @@ def test_mistakes_end_in_one_sentence(words, sentence, capsys):
 
 @pytest.mark.slow
 def test_workers_share_a_folder_and_a_killed_ones_cell_is_taken_over(dsbs, environment, tmp_path):
-    """Two processes, one killed in the middle of a cell: every cell runs once, that one goes on where it stopped."""
-    one = ("--gin.SweepConfig.methods=('methods/standard',)", "--gin.SweepConfig.fractions=(1.0,)")
-    words = ("recipes/smoke", "--output", str(tmp_path / "sweep"), *one, "--gin.SweepConfig.seeds=(0, 1, 2)")
-    # Cells of one shape compile once: what a cell of another seed adds to the cache is nothing.
-    compiled = tmp_path / "compiled"
+    """Real processes: what a live worker has is left to it, what a killed one had goes on where it stopped."""
+    root, compiled = tmp_path / "sweep", tmp_path / "compiled"
+    words = ["recipes/smoke", "--output", str(root), "--gin.SweepConfig.methods=('methods/step_by_step',)"]
+    words += ["--gin.SweepConfig.fractions=(1.0,)", "--gin.TRAIN_STEPS=15", "--run"]
     kept = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    first = dsbs("sweep", *words[:-1], "--gin.SweepConfig.seeds=(0,)", "--run", env=kept)
+    first = dsbs("sweep", *words, "--gin.SweepConfig.seeds=(0,)", env=kept)
     assert first.returncode == 0, first.stderr
-    programs = {path.name for path in compiled.rglob("*-cache")}
-    assert programs
+    steps = set(compiled.rglob("jit_step-*-cache"))
+    assert len(steps) == 1
 
-    steps = ("--gin.TRAIN_STEPS=6", "--gin.LOG_PERIOD=1")
-    command = [sys.executable, "-m", "dsbs_jax", "sweep", *words, *steps, "--run"]
-    killed = subprocess.Popen(command, env=environment | kept, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        # Evaluated, so its checkpoint is being saved; the step after it has begun when the next line comes.
-        if line.startswith("step 5/6"):
-            break
-    other = subprocess.Popen(command, env=environment | kept, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    killed.kill()
-    killed.communicate()
-    _, told = other.communicate(timeout=200)
-    assert other.returncode == 0, told
-    assert {path.name for path in compiled.rglob("*-cache")} == programs
-    # Seed 0 stood there finished; of the others each was ended by the one that lived.
-    assert "[1/3]" not in told
-    assert told.count("finished, test accuracy") == 2
-    assert told.count("Going on after step 3.") == 1
-    rows = results.read_rows(tmp_path / "sweep")
-    assert [(row.seed, row.status, row.steps) for row in rows] == [(seed, "finished", 6) for seed in (0, 1, 2)]
+    words.append("--gin.SweepConfig.seeds=(0, 1, 2)")
+    command = [sys.executable, "-m", "dsbs_jax", "sweep", *words]
+    worker = subprocess.Popen(command, env=environment | kept, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    try:
+        assert worker.stderr is not None
+        # Saving after step 6 waited until what was saved after step 3 was on disk.
+        assert any(line.startswith("step 9/15") for line in worker.stderr)
+        # Stopped, it is alive and holds its lock.
+        worker.send_signal(signal.SIGSTOP)
+        other = dsbs("sweep", *words, env=kept)
+        assert other.returncode == 0, other.stderr
+        assert _finished(other.stderr) == ["3"]
+        assert "3 cells: 2 finished, 0 failed, 1 running, 0 waiting." in other.stdout
+    finally:
+        worker.kill()
+        worker.communicate()
+    # A cell of another seed, of the same packed shape, finds its step compiled.
+    assert set(compiled.rglob("jit_step-*-cache")) == steps
+
+    # Of two more workers one takes over, and the other finds nothing.
+    last = dsbs("sweep", *words, "--workers", "2", "--sql", "SELECT count(*) FROM runs", env=kept)
+    assert last.returncode == 0, last.stderr
+    assert "3 cells: 3 finished, 0 failed, 0 running, 0 waiting." in last.stdout
+    assert last.stdout.splitlines()[-2:] == ["count(*)", "3"]
+    logs = "".join(log.read_text() for log in (root / "logs").iterdir())
+    assert _finished(logs) == ["2"]
+    assert len(re.findall(r"^Going on after step [369]\.$", logs, flags=re.MULTILINE)) == 1
+    rows = results.read_rows(root)
+    assert [(row.seed, row.status, row.steps) for row in rows] == [(seed, "finished", 15) for seed in (0, 1, 2)]
     assert all(row.tokens and row.device == "cpu" and row.num_train_examples == 960 for row in rows)
-
-    # Nothing is left to do: two more processes find nothing, and the answers stand in the database.
-    process = dsbs("sweep", *words, "--run", "--workers", "2", "--sql", "SELECT count(*) FROM runs", env=kept)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines()[-2:] == ["count(*)", "3"]
-    assert "finished, test" not in "".join(log.read_text() for log in (tmp_path / "sweep" / "logs").iterdir())
-    # Its predictions, of the same examples in the same order for every seed, and its student, are there to be used.
-    ids = [
-        [json.loads(line)["id"] for line in pathlib.Path(row.folder, "predictions_test.jsonl").read_text().splitlines()]
-        for row in rows
-    ]
+    # The same examples in the same order for every seed: they can be paired.
+    predictions = [pathlib.Path(row.folder, "predictions_test.jsonl").read_text().splitlines() for row in rows]
+    ids = [[json.loads(line)["id"] for line in lines] for lines in predictions]
     assert len(ids[0]) == 240
-    assert ids[0] == ids[1] == ids[2]
-    again = dsbs("eval", "--model_dir", rows[0].folder, env=kept)
-    assert json.loads(again.stdout)["accuracy"] == rows[0].test_accuracy
+    assert all(other == ids[0] for other in ids)
+
+
+def _finished(told: str) -> list[str]:
+    """Numbers of the cells that a worker said it finished."""
+    return sorted(re.findall(r"^\[(\d)/3\] .* finished, test accuracy", told, flags=re.MULTILINE))
