@@ -1,6 +1,8 @@
 """Sweeps: cells and their names; who runs what, whatever ends a worker."""
 
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 import re
@@ -156,6 +158,18 @@ def test_every_recipe_expands(recipe, tmp_path, capsys):
     assert len(cells) >= 2
     assert all(cell.endswith("seed 0: waiting") for cell in cells)
     assert not any(tmp_path.iterdir())
+
+
+def test_results_come_as_csv_and_as_answers_of_sqlite(tmp_path, capsys):
+    words = ["sweep", "recipes/smoke", "--output", str(tmp_path)]
+    assert cli.main([*words, "--csv", "-"]) == 0
+    cells = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [cell["status"] for cell in cells] == ["waiting"] * 8
+    assert cli.main([*words, "--sql", "SELECT method, count(*) AS cells FROM runs GROUP BY 1"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["method\tcells", "standard\t4", "step_by_step\t4"]
+    assert cli.main([*words, "--csv", str(tmp_path / "cells.csv"), "--status"]) == 0
+    assert capsys.readouterr().out == "8 cells: 0 finished, 0 failed, 0 running, 8 waiting.\n"
+    assert len((tmp_path / "cells.csv").read_text().splitlines()) == 9
 
 
 @pytest.mark.parametrize(
