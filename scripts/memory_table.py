@@ -68,7 +68,7 @@ def _row(size: str, topology: str, found: dict[str, Any]) -> str:
     def gigabytes(name: str) -> str:
         return "-" if found[name] is None else f"{found[name] / 1e9:.2f} GB"
 
-    fits = gigabytes("peak_bytes_per_chip") if found["fits"] else f"**{gigabytes('peak_bytes_per_chip')}**, too much"
+    fits = gigabytes("peak_bytes_per_chip") if found["fits"] else f"**{gigabytes('peak_bytes_per_chip')}: too much**"
     ratio, roofline = found["flops_ratio"], found["roofline_step_seconds"]
     cells = [
         *(size, topology, found["rows"], gigabytes("argument_bytes_per_chip"), gigabytes("temp_bytes_per_chip")),

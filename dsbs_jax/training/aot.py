@@ -77,7 +77,8 @@ class Estimate:
       lengths: tokens of a row's (inputs, targets).
       argument_bytes_per_chip: state or weights, and the batch.
       temp_bytes_per_chip: what the compiler sets aside beside them. Where memory is plentiful it does not pack tightly.
-      peak_bytes_per_chip: the most that lives at one time, arguments and results included.
+      peak_bytes_per_chip: the most that lives at one time, arguments and results included; of a program that does not
+        fit, what the compiler said that it would need before it gave up.
       hbm_bytes_per_chip: the chip's memory.
       compiled_flops: of matrix products in the compiled program, loops counted as often as they run.
       model_flops: of `models/flops.py`, over all chips divided by their number.
@@ -200,9 +201,9 @@ def _read(
     try:
         compiled = compile()
     except jax.errors.JaxRuntimeError as error:
-        peak = _out_of_memory(str(error))
-        if peak is None:
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        peak = _asked_for(str(error))
         return Estimate(
             program,
             rows,
@@ -260,11 +261,11 @@ def _rounded(rows: int, multiple: int) -> int:
     return -(-rows // multiple) * multiple
 
 
-def _out_of_memory(message: str) -> float | None:
-    """The bytes that the TPU compiler says it would need, or None where it failed for another reason."""
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+def _asked_for(message: str) -> float | None:
+    """The bytes that the TPU compiler says it would need: in all, or for what alone is too much already."""
+    used = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message) or re.search(
+        r"\(([\d.]+)([KMGT]?)\) exceeds available HBM", message
+    )
     return float(used[1]) * 1024 ** " KMGT".index(used[2] or " ") if used else None
 
 

@@ -88,6 +88,30 @@ def test_what_does_not_fit_says_how_it_could(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("message", "gigabytes"),
+    # As libtpu 0.0.42 writes them.
+    [
+        ("Ran out of memory in memory space hbm. Used 20.52G of 15.75G hbm. Exceeded hbm capacity by 4.77G.", 20.52),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (49.81G) exceeds available HBM",
+            49.81,
+        ),
+        ("Ran out of memory.", None),
+    ],
+)
+def test_a_program_that_the_compiler_refuses_does_not_fit(monkeypatch, message, gigabytes):
+    def refuse(*_, **__):
+        raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {message}")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    found = estimate(CONFIG, jax.devices(), "decode")
+    assert found.fits is False
+    assert found.peak_bytes_per_chip == (None if gigabytes is None else pytest.approx(gigabytes * 1024**3))
+    assert "remat_policy='full'" in found.suggestion
+    assert "DOES NOT FIT" in aot.report([found], "here")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"rows": 0}, "rows is 0"),
