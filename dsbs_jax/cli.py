@@ -385,7 +385,7 @@ def _aot(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
         raise ValueError("Name what to compile for: --topology v5p:2x2x4, or --devices 16.")
     # Compiles for devices that are not there: neither an accelerator nor the TPU's metadata server is asked. The type
     # keeps libtpu from asking which TPU it is on; what is compiled for is the topology.
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"}
+    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ |= {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4"}
     if arguments.devices:
         flags = os.environ.get("XLA_FLAGS", "")
