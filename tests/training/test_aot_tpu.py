@@ -53,7 +53,7 @@ def test_xxl_at_full_width_fits(aot, topology, rows, gigabytes, ratio):
 @pytest.mark.lengthy
 @pytest.mark.timeout(900)
 def test_what_does_not_fit_is_refused_by_the_compiler_and_told(aot):
-    """T5 XL's parameters and moments alone are 11 GB a chip on four."""
+    """T5 XL's parameters and moments, whole on every chip, are 34 GB."""
     code, found = aot("--gin_file", "models/t5_1_1_xl", "--topology", "v5e:2x2", "--gin.MESH='dp'")
     assert code == 1
     assert found["fits"] is False
