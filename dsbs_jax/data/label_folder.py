@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsbs_jax.teacher.labelled import appearing
+from dsbs_jax.files import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +49,6 @@ def open_folder(folder: Path, identity: Identity) -> None:
             "; ".join(nearest),
         )
     write_whole(path, json.dumps(identity, indent=1) + "\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file that appears whole or not at all."""
-    with appearing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def take_journals(folder: Path, identity: Identity, others: Sequence[str | Path]) -> None:

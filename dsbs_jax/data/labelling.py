@@ -21,8 +21,9 @@ from dsbs_jax.data.custom import CustomDataset
 from dsbs_jax.data.dataset import Dataset, Value
 from dsbs_jax.data.find import OWN_TASKS, require_dataset
 from dsbs_jax.data.label_card import UNANSWERED, Account, card_text
-from dsbs_jax.data.label_folder import labelling_folder, open_folder, write_whole
+from dsbs_jax.data.label_folder import labelling_folder, open_folder
 from dsbs_jax.data.label_progress import Progress
+from dsbs_jax.files import write_whole
 from dsbs_jax.schema import Example, TeacherOutput
 from dsbs_jax.teacher import asking, prices
 from dsbs_jax.teacher.agreement import agree, same_label

@@ -24,6 +24,7 @@ from dsbs_jax.data.label_card import summary
 from dsbs_jax.data.labelling import LabelConfig, Labelling
 from dsbs_jax.data.prepare import default_store_root, ensure_store
 from dsbs_jax.experiments.compare import comparison_table, plot_fractions
+from dsbs_jax.files import write_whole
 from dsbs_jax.schema import LabelSource, Method, make_method
 from dsbs_jax.sharding.compilation import keep_compilations
 from dsbs_jax.teacher.openai_client import OpenAITeacher
@@ -104,9 +105,7 @@ def run(config: DemoConfig, operative_config: str = "") -> str:
     for done, (cell, result) in enumerate(finished, start=1):
         lines[cell.model_dir] = json.dumps(result)
         # Rewritten whole, so that the file never holds half a line.
-        temporary = results.with_suffix(".tmp")
-        temporary.write_text("".join(lines[c.model_dir] + "\n" for c in runs if c.model_dir in lines))
-        temporary.replace(results)
+        write_whole(results, "".join(lines[c.model_dir] + "\n" for c in runs if c.model_dir in lines))
         print(
             f"[{done}/{len(runs)}] {result['method']:>13}, {result['label_source']} labels, "
             f"fraction {result['fraction']:<5g} seed {result['seed']}: test accuracy {result['test_accuracy']:.3f} "

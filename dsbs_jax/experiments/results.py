@@ -15,11 +15,11 @@ import json
 import os
 import pathlib
 import sqlite3
-import uuid
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from dsbs_jax.data.folders import held
+from dsbs_jax.files import appearing
 
 Status = Literal["finished", "failed", "running", "waiting"]
 
@@ -178,14 +178,9 @@ def write_database(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [field.name for field in dataclasses.fields(Row)]
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        with contextlib.closing(sqlite3.connect(temporary)) as connection, connection:
-            connection.execute(f"CREATE TABLE runs ({', '.join(names)})")
-            connection.executemany(f"INSERT INTO runs VALUES ({', '.join('?' * len(names))})", map(_values, rows))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with appearing(path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as connection, connection:
+        connection.execute(f"CREATE TABLE runs ({', '.join(names)})")
+        connection.executemany(f"INSERT INTO runs VALUES ({', '.join('?' * len(names))})", map(_values, rows))
 
 
 def query(path: str | os.PathLike[str], sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:

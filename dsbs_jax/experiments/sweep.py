@@ -21,12 +21,12 @@ import subprocess
 import sys
 import time
 import traceback
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dsbs_jax.data.folders import held
 from dsbs_jax.experiments.results import CELL, CLAIM, ERROR, Row, read_row, reads_teacher
+from dsbs_jax.files import write_whole
 from dsbs_jax.training import loop
 from dsbs_jax.training.config import MAY_CHANGE, TrainConfig
 from dsbs_jax.training.preemption import Preempted
@@ -308,7 +308,7 @@ def _is_over(cell: Cell) -> bool:
 
 
 def _run(cell: Cell, build: Build) -> None:
-    _write(cell.folder / CELL, cell.record())
+    write_whole(cell.folder / CELL, json.dumps(cell.record(), indent=1) + "\n")
     try:
         config, operative = build(cell.files, cell.bindings)
         loop.train(dataclasses.replace(config, progress=False), operative)
@@ -316,12 +316,9 @@ def _run(cell: Cell, build: Build) -> None:
         raise
     except Exception as error:
         # One cell's end is not the sweep's.
-        told = {"error": " ".join(str(error).split()) or type(error).__name__, "type": type(error).__name__}
-        _write(cell.folder / ERROR, told | {"traceback": traceback.format_exc()})
-
-
-def _write(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """The file appears whole."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+        told = {
+            "error": " ".join(str(error).split()) or type(error).__name__,
+            "type": type(error).__name__,
+            "traceback": traceback.format_exc(),
+        }
+        write_whole(cell.folder / ERROR, json.dumps(told, indent=1) + "\n")

@@ -9,13 +9,12 @@ A row holds `id`, `input`, `label` (gold, or null), `answers` (the teacher's raw
 
 from __future__ import annotations
 
-import contextlib
 import json
-import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dsbs_jax.files import appearing
 from dsbs_jax.schema import TeacherOutput
 
 FORMATS = ("jsonl", "parquet")
@@ -56,18 +55,6 @@ def read_labelled(path: Path) -> Iterator[LabelledRow]:
                     f"{path}, line {number}: this is no row of a labelled dataset ({type(error).__name__}: {error})."
                 ) from None
             yield row
-
-
-@contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `path` when the block ends, whole, or disappears where the block fails."""
-    # Processes and machines that share the folder may write it at the same time, each by a name of its own.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_labelled(path: Path, rows: Iterable[LabelledRow]) -> int:

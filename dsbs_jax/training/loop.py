@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import dsbs_jax
+from dsbs_jax.files import write_whole
 from dsbs_jax.inference.evaluation import Evaluation
 from dsbs_jax.sharding.agreement import from_first
 from dsbs_jax.sharding.distributed import shared_fate
@@ -155,7 +156,5 @@ def _write(run: runs.Run, result: Result, evaluations: dict[str, Evaluation | No
         "config": run.config.to_json(),
         "made": made,
     }
-    temporary = run.folder / "summary.json.tmp"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n")
-    temporary.replace(run.folder / "summary.json")
+    write_whole(run.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     return dataclasses.asdict(result)

@@ -20,6 +20,8 @@ import jax
 import numpy as np
 import tqdm
 
+from dsbs_jax.files import write_whole
+
 LAG = 2  # Steps between dispatching a step and reading its numbers.
 
 logger = logging.getLogger(__name__)
@@ -182,6 +184,4 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
             continue
         if entry["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_whole(path, "".join(kept))
