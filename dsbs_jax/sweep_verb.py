@@ -29,7 +29,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[str]) -> int:
-    """Does what the flags say; returns 1 where cells failed, else 0.
+    """Does what the flags say; returns 1 where cells failed, 130 or 143 where a signal stopped the workers, else 0.
 
     Args:
       arguments: of `add_flags`, with `gin_file` and `data_dir`.
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     if arguments.workers < 1:
         raise ValueError(f"--workers is {arguments.workers}; it must be at least 1.")
     from dsbs_jax import gin_config
-    from dsbs_jax.experiments import results, sweep
+    from dsbs_jax.experiments import results, sweep, workers
     from dsbs_jax.sharding.cluster import refuse_several
     from dsbs_jax.sharding.compilation import keep_compilations
     from dsbs_jax.training.config import TrainConfig
@@ -68,13 +68,14 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     cells = sweep.expand(config, build)
     if arguments.retry_failed:
         print(f"{sweep.forget_errors(cells)} failed cells are free again.", file=sys.stderr)
+    stopped = 0
     if runs and arguments.workers > 1:
         words = [arguments.file, "--run", *(f"--gin.{word}" for word in bindings)]
         for name in ("output", "data_dir"):
             words += [f"--{name}", getattr(arguments, name)] if getattr(arguments, name) else []
         for file in arguments.gin_file:
             words += ["--gin_file", file]
-        sweep.work_in_processes(sweep.worker_command(words), arguments.workers, config.folder)
+        stopped = workers.work_in_processes(workers.worker_command(words), arguments.workers, config.folder)
     elif runs:
         sweep.work(cells, build)
     rows = [cell.row() for cell in cells]
@@ -93,4 +94,4 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     if arguments.sql:
         names, found = results.query(config.folder / _DATABASE, arguments.sql)
         print("\n".join("\t".join(map(str, line)) for line in [names, *found]))
-    return 1 if runs and any(row.status == "failed" for row in rows) else 0
+    return stopped or int(bool(runs) and any(row.status == "failed" for row in rows))

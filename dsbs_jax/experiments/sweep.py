@@ -14,11 +14,8 @@ import itertools
 import json
 import logging
 import math
-import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -206,44 +203,6 @@ def forget_errors(cells: Sequence[Cell]) -> int:
     for path in failed:
         path.unlink(missing_ok=True)
     return len(failed)
-
-
-def work_in_processes(command: Sequence[str], count: int, folder: pathlib.Path) -> None:
-    """Runs `command`, a worker, in `count` processes, each on its own share of this process's processor cores.
-
-    Their output goes to `folder/logs/`. They are told to stop (SIGTERM) when this process is interrupted.
-
-    Raises:
-      RuntimeError: a worker ended otherwise than by finding nothing left to do; names its log.
-    """
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        logs = [folder / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{i}.log" for i in range(count)]
-        workers = []
-        try:
-            for number, log in enumerate(logs):
-                output = stack.enter_context(log.open("wb"))
-                worker = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
-                workers.append(worker)
-                if share := cores[number::count]:
-                    os.sched_setaffinity(worker.pid, share)
-            ends = [worker.wait() for worker in workers]
-        except BaseException:
-            for worker in workers:
-                worker.terminate()
-            for worker in workers:
-                worker.wait()
-            raise
-    if bad := [f"{log} ({end})" for log, end in zip(logs, ends, strict=True) if end not in (0, 1)]:
-        raise RuntimeError(
-            f"Workers ended before all was done: {', '.join(bad)}. Start the sweep again; finished cells are kept."
-        )
-
-
-def worker_command(words: Sequence[str]) -> list[str]:
-    """The command of a worker process that runs `dsbs sweep` with these words."""
-    return [sys.executable, "-m", "dsbs_jax", "sweep", *words]
 
 
 def describe(row: Row) -> str:
