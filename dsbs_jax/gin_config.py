@@ -99,6 +99,7 @@ _MODULES = {
     "PrepareConfig": __name__,
     "Prices": "dsbs_jax.teacher.prices",
     "ProviderBatches": "dsbs_jax.teacher.provider_batches",
+    "RationaleNoise": "dsbs_jax.teacher.noise",
     "RegexParser": "dsbs_jax.teacher.parsers",
     "Sampling": "dsbs_jax.teacher.requests",
     "StepBenchConfig": "dsbs_jax.experiments.bench_step",

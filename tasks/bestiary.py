@@ -7,7 +7,8 @@ of one creature; the rationale names the creature's kind, then the kind's value:
 
 Questions of the validation and test splits ask for pairs (creature, attribute) that training never shows, so a student
 has to find out the kinds. The rationales name them; the labels only imply them. Where no teacher was asked, the world
-itself is the teacher: its rationales and labels are right.
+itself is the teacher: its rationales and labels are right. `TEACHER = 'errs_18'` is one that errs: it takes the creature of
+18 % of the questions for one of another kind, so that rationale and label are wrong together, and gives no answer to 2 %.
 
 Everything follows from the parameters: random choices rank raw Philox words, which no version of NumPy changes.
 """
@@ -19,6 +20,7 @@ import hashlib
 import itertools
 import math
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import overload
 
@@ -30,6 +32,11 @@ from dsbs_jax.teacher.parsers import PARSERS
 
 # Made by scripts/make_bestiary_vocabulary.py.
 VOCABULARY_PATH = str(pathlib.Path(__file__).with_name("bestiary_spiece.model"))
+
+
+_ERRING = re.compile(r"errs_(\d{1,2})")
+# Share of the questions to which an erring teacher gives no answer.
+RAMBLING = 0.02
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -207,17 +214,42 @@ class World:
     def example(self, id: str, pair: int) -> Example:
         """The question number `pair` = creature * attributes + attribute."""
         creature, index = divmod(int(pair), self.parameters.attributes)
-        attribute = ATTRIBUTES[index]
-        name, kind = self.creatures[creature], self.kinds[self.kind_of[creature]]
-        value = attribute.values[self.value_of[self.kind_of[creature], index]]
+        attribute, kind = ATTRIBUTES[index], int(self.kind_of[creature])
+        value = attribute.values[self.value_of[kind, index]]
         question = attribute.questions[int(self._wording[pair]) % len(attribute.questions)]
-        statement = attribute.statement.format(kinds=kind + "s", value=value)
         return Example(
             id=id,
-            input=question.format(creature=name),
+            input=question.format(creature=self.creatures[creature]),
             label=value,
-            teacher=TeacherOutput(rationale=f"A {name} is a {kind}, and {statement}.", label=value),
+            teacher=TeacherOutput(rationale=self._rationale(creature, index, kind), label=value),
         )
+
+    def answer(self, pair: int, wrong_kind: float, rambling: float = RAMBLING) -> str:
+        """The raw answer of a teacher that errs to the question number `pair`, always the same one.
+
+        Args:
+          pair: creature * attributes + attribute.
+          wrong_kind: share of the questions at which it takes the creature for one of another kind. Who errs more often
+            errs where others do, too.
+          rambling: share of the questions to which it gives no answer.
+        """
+        creature, index = divmod(int(pair), self.parameters.attributes)
+        name, kind = self.creatures[creature], int(self.kind_of[creature])
+        question = self.example("", pair).input
+        chance, which = (_uniform(f"{draw}/{question}") for draw in (0, 1))
+        if chance < rambling:
+            return f"A {name} is a creature that few have seen, and those who have seen one tell different stories."
+        if chance < rambling + wrong_kind:
+            others = [other for other in range(len(self.kinds)) if other != kind]
+            kind = others[int(which * len(others))]
+        value = ATTRIBUTES[index].values[self.value_of[kind, index]]
+        return f"{self._rationale(creature, index, kind)} So the answer is {value}."
+
+    def _rationale(self, creature: int, index: int, kind: int) -> str:
+        attribute = ATTRIBUTES[index]
+        value = attribute.values[self.value_of[kind, index]]
+        statement = attribute.statement.format(kinds=f"{self.kinds[kind]}s", value=value)
+        return f"A {self.creatures[creature]} is a {self.kinds[kind]}, and {statement}."
 
     def _words(self, purpose: str, count: int) -> np.ndarray:
         """uint64 [count] of random words that depend on the seed and the purpose alone."""
@@ -247,6 +279,19 @@ class Questions(Sequence[Example]):
         row = range(len(self))[index]
         return self.world.example(f"{self.split}/{row}", self.pairs[row])
 
+    def answers(self, teacher: str) -> list[str]:
+        """The raw answers of a teacher that errs.
+
+        Raises:
+          ValueError: there is no such teacher.
+        """
+        if (erring := _ERRING.fullmatch(teacher)) is None:
+            raise ValueError(
+                f"bestiary has no teacher {teacher!r}: 'llm' is always right, 'errs_18' takes 18 % of the creatures for "
+                "one of another kind; or name a folder of `dsbs label`."
+            )
+        return [self.world.answer(pair, int(erring[1]) / 100) for pair in self.pairs]
+
 
 def generate(parameters: Parameters, split: str) -> Iterator[Example]:
     """The examples of one split of one world, one after the other."""
@@ -267,7 +312,8 @@ def read(
     """The rows of one split, see `Parameters`; nothing is read from `data_dir`."""
     del data_dir
     parameters = Parameters(creatures, kinds, attributes, values, seed, rows)
-    return Rows(World(parameters).questions(split), where=f"the generated world {parameters}")
+    questions = World(parameters).questions(split)
+    return Rows(questions, where=f"the generated world {parameters}", answers=questions.answers)
 
 
 DATASET = Dataset(
@@ -277,6 +323,11 @@ DATASET = Dataset(
     parse=PARSERS["bestiary"],
     vocabulary_file=VOCABULARY_PATH,
 )
+
+
+def _uniform(text: str) -> float:
+    """A number in [0, 1) that the text alone decides."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
 def _ranks(words: np.ndarray) -> np.ndarray:

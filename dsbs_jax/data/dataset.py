@@ -15,20 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
+from dsbs_jax.data.accounts import LoadedSplit, account
 from dsbs_jax.metrics import equation
+from dsbs_jax.metrics.accuracy import score
 from dsbs_jax.schema import Example, TeacherOutput
 from dsbs_jax.teacher.agreement import same_label
 from dsbs_jax.teacher.answers import answer_files, read_answers
 from dsbs_jax.teacher.filters import Filter
 from dsbs_jax.teacher.labelled import labelled_file, output_of, read_labelled
+from dsbs_jax.teacher.noise import RationaleNoise
 from dsbs_jax.teacher.parsers import LABEL_OUTSIDE_SET
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_TEACHER = "llm"
 Value = int | float | str
-
-NOTHING_TO_LEARN = "neither a gold label nor a teacher's answer"
-NO_GOLD_LABEL = "no gold label to evaluate against"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Rows:
       answers_split: the split whose answer files belong to these rows.
       extra: unlabelled inputs from elsewhere, added to `train` after the hold-out.
       skipped: rows the source already left out, by reason.
+      answers: of a generated dataset: the raw answers of the teacher of a name to these rows; it raises ValueError for a
+        name that it does not know.
     """
 
     examples: Sequence[Example]
@@ -50,37 +52,7 @@ class Rows:
     answers_split: str = "train"
     extra: Rows | None = None
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """What became of a split's rows.
-
-    Attributes:
-      rows: rows of the split, kept or skipped.
-      kept: examples that came out.
-      skipped: rows left out, by reason.
-      unlabelled: kept examples without a gold label.
-      no_rationale: kept examples without a teacher's rationale.
-      no_teacher_label: kept examples without a teacher's label.
-      teacher_failures: kept examples whose teacher's answer could not be read in full, by reason code.
-    """
-
-    rows: int
-    kept: int
-    skipped: dict[str, int]
-    unlabelled: int
-    no_rationale: int
-    no_teacher_label: int
-    teacher_failures: dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedSplit:
-    """The examples of one split and the account of its rows."""
-
-    examples: list[Example]
-    counts: Counts
+    answers: Callable[[str], Sequence[str]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +121,7 @@ class Dataset:
         *,
         teacher: str | None = DEFAULT_TEACHER,
         teacher_filter: Filter | None = None,
+        rationale_noise: RationaleNoise = RationaleNoise(),
         holdout_seed: int = 0,
     ) -> LoadedSplit:
         """The examples of a split, with the teacher's outputs joined and every row accounted for.
@@ -157,8 +130,9 @@ class Dataset:
           split: `train`, `validation` or `test`.
           data_dir: the folder that holds one folder per dataset.
           teacher: the name of the folder with the teacher's answers, in the dataset's folder; or the path of a folder
-            that `dsbs label` wrote; or None for no teacher.
+            that `dsbs label` wrote; or a generated dataset's own name for one; or None for no teacher.
           teacher_filter: which rows of train are kept for what the teacher said of them; None for all.
+          rationale_noise: which rationales of train are spoiled on purpose.
           holdout_seed: which rows of train become the validation split where the source has none. (A missing test
             split is held out with seed 0 always: which rows test a student must not depend on a run's seed.)
 
@@ -179,9 +153,13 @@ class Dataset:
             skipped.update(rows.extra.skipped)
             extra = self._join(rows.extra, teacher, required=False)
             examples = examples + [dataclasses.replace(example, label=None) for example in extra]
+        judged = self._judged(examples)
+        noise: Mapping[str, int] = {}
         if split == "train" and teacher_filter is not None:
             examples = self._filtered(examples, teacher_filter, skipped)
-        return _account(examples, skipped, keep=_trainable if split == "train" else _has_gold)
+        if split == "train":
+            examples, noise = rationale_noise.apply(examples)
+        return account(examples, skipped, training=split == "train", noise=noise, judged=judged)
 
     def source_rows(self, split: str, data_dir: str | Path | None = None) -> list[Example]:
         """The rows of a split as its source holds them, extra inputs included: what a teacher is asked.
@@ -249,6 +227,9 @@ class Dataset:
                 "`dsbs label` printed last, which lies in its output."
             )
         examples = [self.with_teacher(e, e.teacher) if e.teacher else e for e in rows.examples]
+        if rows.answers is not None and self.parse is not None and teacher != DEFAULT_TEACHER:
+            answers = rows.answers(teacher)
+            return [self.with_teacher(e, self.parse(answer)) for e, answer in zip(examples, answers, strict=True)]
         if self.parse is None or rows.folder is None:
             return examples
         if not answer_files(rows.folder, teacher, rows.answers_split):
@@ -304,6 +285,14 @@ class Dataset:
                 skipped[f"teacher filter: {reason}"] += 1
         return kept
 
+    def _judged(self, examples: list[Example]) -> tuple[int, int]:
+        """`teacher_judged` and `teacher_right` of `Counts`."""
+        judged = [example for example in examples if example.label is not None and example.teacher is not None]
+        labels = [example.target_label("teacher") or "" for example in judged]
+        if not any(labels):
+            return 0, 0
+        return len(judged), int(score(self.metric, labels, [str(example.label) for example in judged]).sum())
+
     def with_teacher(self, example: Example, output: TeacherOutput) -> Example:
         """The example with a teacher's output: its label as the label set spells it, or none if outside of it."""
         if output.label is not None:
@@ -341,38 +330,3 @@ def find_labelled(folder: Path | None, teacher: str, split: str) -> Path | None:
     if "/" in teacher and not Path(teacher).is_dir():
         raise FileNotFoundError(f"There is no folder {teacher} of a teacher; `dsbs label` names the folder it writes.")
     return labelled_file(Path(teacher), split) if Path(teacher).is_dir() else None
-
-
-def _trainable(example: Example) -> str | None:
-    teacher = example.teacher
-    useful = example.label or (teacher and (teacher.label or teacher.rationale))
-    return None if useful else NOTHING_TO_LEARN
-
-
-def _has_gold(example: Example) -> str | None:
-    return None if example.label else NO_GOLD_LABEL
-
-
-def _account(
-    examples: list[Example], skipped: collections.Counter[str], keep: Callable[[Example], str | None]
-) -> LoadedSplit:
-    kept = []
-    for example in examples:
-        reason = keep(example)
-        if reason is None:
-            kept.append(example)
-        else:
-            skipped[reason] += 1
-    failures = collections.Counter(
-        example.teacher.failure for example in kept if example.teacher and example.teacher.failure
-    )
-    counts = Counts(
-        rows=len(kept) + skipped.total(),
-        kept=len(kept),
-        skipped=dict(skipped),
-        unlabelled=sum(example.label is None for example in kept),
-        no_rationale=sum(not example.rationale for example in kept),
-        no_teacher_label=sum(not example.target_label("teacher") for example in kept),
-        teacher_failures=dict(failures),
-    )
-    return LoadedSplit(kept, counts)

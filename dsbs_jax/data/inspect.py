@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from dsbs_jax.data.dataset import SPLITS, Dataset, LoadedSplit
+from dsbs_jax.data.accounts import LoadedSplit
+from dsbs_jax.data.dataset import SPLITS, Dataset
 from dsbs_jax.data.find import require_dataset
 from dsbs_jax.data.prepare import StoreRequest
 from dsbs_jax.data.prepare_worker import tokenise
 from dsbs_jax.data.vocabulary import EOS_ID, EOS_TEXT
-from dsbs_jax.metrics.accuracy import score
 from dsbs_jax.schema import Example
 
 # Labels beyond this many are counted together.
@@ -76,7 +76,7 @@ def check(request: StoreRequest, as_json: bool = False) -> str:
       OSError, ValueError: for files or rows that are missing or wrong.
     """
     dataset = _dataset(request)
-    report = {split: describe(dataset, _load(dataset, request, split), request) for split in SPLITS}
+    report = {split: describe(_load(dataset, request, split), request) for split in SPLITS}
     if as_json:
         return json.dumps(report, indent=1, ensure_ascii=False)
     lines = [f"{dataset.name}: labels compared by {'value' if dataset.metric == 'equation' else 'exact match'}"]
@@ -86,21 +86,17 @@ def check(request: StoreRequest, as_json: bool = False) -> str:
     return "\n".join(lines)
 
 
-def describe(dataset: Dataset, loaded: LoadedSplit, request: StoreRequest) -> dict[str, Any]:
+def describe(loaded: LoadedSplit, request: StoreRequest) -> dict[str, Any]:
     """Facts about one split, as JSON values: the fields of `Counts`, label counts, lengths, the teacher's accuracy.
 
     Lengths are in tokens, with EOS and without a task's prefix.
     """
-    examples = loaded.examples
-    judged = [example for example in examples if example.label is not None and example.teacher is not None]
-    if not any(example.target_label("teacher") for example in judged):
-        judged = []  # rationales of people, without labels: nobody's accuracy
-    correct = score(dataset.metric, [e.target_label("teacher") or "" for e in judged], [str(e.label) for e in judged])
+    examples, counts = loaded.examples, loaded.counts
     return {
-        **dataclasses.asdict(loaded.counts),
+        **dataclasses.asdict(counts),
         "labels": _most_common(example.label for example in examples if example.label is not None),
         "teacher_labels": _most_common(label for e in examples if (label := e.target_label("teacher"))),
-        "teacher_accuracy": float(np.mean(correct)) if judged else None,
+        "teacher_accuracy": counts.teacher_right / counts.teacher_judged if counts.teacher_judged else None,
         "tokens": {
             "inputs": _lengths([example.input for example in examples], request),
             "labels": _lengths([example.label for example in examples if example.label], request),
@@ -119,6 +115,7 @@ def _load(dataset: Dataset, request: StoreRequest, split: str) -> LoadedSplit:
         request.data_dir,
         teacher=request.teacher,
         teacher_filter=request.teacher_filter,
+        rationale_noise=request.rationale_noise,
         holdout_seed=request.holdout_seed,
     )
 
@@ -150,6 +147,7 @@ def _lengths(texts: Sequence[str], request: StoreRequest) -> dict[str, int] | No
 def _lines(report: Mapping[str, Any]) -> list[str]:
     lines = [f"skipped: {count} ({reason})" for reason, count in report["skipped"].items()]
     lines += [f"teacher's answer not read in full: {n} ({why})" for why, n in report["teacher_failures"].items()]
+    lines += [f"{what}: {count}" for what, count in report["noise"].items()]
     for key, text in (
         ("unlabelled", "without a gold label"),
         ("no_rationale", "without a rationale"),

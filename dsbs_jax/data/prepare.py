@@ -27,6 +27,7 @@ from dsbs_jax.data.vocabulary import Vocabulary
 from dsbs_jax.schema import LabelSource, Method, TaskFormat
 from dsbs_jax.teacher.filters import Filter
 from dsbs_jax.teacher.labelled import labelled_file
+from dsbs_jax.teacher.noise import RationaleNoise
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ PROGRESS = "prepare: "
 # The modules of this package that decide what stands in a row.
 _SOURCES = (
     "schema.py",
+    "data/accounts.py",
     "data/custom.py",
     "data/dataset.py",
     "data/find.py",
@@ -50,6 +52,7 @@ _SOURCES = (
     "teacher/answers.py",
     "teacher/filters.py",
     "teacher/labelled.py",
+    "teacher/noise.py",
     "teacher/parsers.py",
 )
 
@@ -73,8 +76,10 @@ class StoreRequest:
       module: the Python module whose import registers `name`.
       custom: a dataset described by files and columns instead of a module.
       dataset_arguments: (name, value) pairs for the dataset's reader.
-      teacher: the folder of the teacher's answers inside the dataset's, or a folder of `dsbs label`; None for none.
+      teacher: the folder of the teacher's answers inside the dataset's, a folder of `dsbs label`, or a generated
+        dataset's own name for one; None for none.
       teacher_filter: which rows of train are kept for what the teacher said of them; None for all.
+      rationale_noise: which rationales of train are spoiled on purpose.
       holdout_seed: which rows of train become the validation split where there is none.
     """
 
@@ -89,6 +94,7 @@ class StoreRequest:
     dataset_arguments: tuple[tuple[str, int | float | str], ...] = ()
     teacher: str | None = "llm"
     teacher_filter: Filter | None = None
+    rationale_noise: RationaleNoise = RationaleNoise()
     holdout_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -122,6 +128,7 @@ class StoreRequest:
                 "dataset_arguments": tuple((name, value) for name, value in fields["dataset_arguments"]),
                 "custom": None if custom is None else CustomDataset.from_json(custom),
                 "teacher_filter": None if teacher_filter is None else Filter(**teacher_filter),
+                "rationale_noise": RationaleNoise(**fields["rationale_noise"]),
             }
         )
 

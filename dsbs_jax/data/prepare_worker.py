@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsbs_jax.data.dataset import SPLITS, Dataset, LoadedSplit
+from dsbs_jax.data.accounts import LoadedSplit
+from dsbs_jax.data.dataset import SPLITS, Dataset
 from dsbs_jax.data.find import OWN_TASKS, find_dataset
 from dsbs_jax.data.prepare import PROGRESS, StoreRequest, read_job
-from dsbs_jax.data.store import Pair, StoreMeta, StoreWriter, Stream
+from dsbs_jax.data.store import Pair, StoreMeta, StoreWriter, Stream, TeacherScore
 from dsbs_jax.data.vocabulary import EOS_ID
 from dsbs_jax.schema import Example, TaskFormat
 
@@ -100,6 +101,7 @@ def _prepare_dataset(dataset: Dataset, request: StoreRequest, root: Path, key: s
             request.data_dir,
             teacher=request.teacher,
             teacher_filter=request.teacher_filter,
+            rationale_noise=request.rationale_noise,
             holdout_seed=request.holdout_seed,
         )
         for split in SPLITS
@@ -110,7 +112,10 @@ def _prepare_dataset(dataset: Dataset, request: StoreRequest, root: Path, key: s
     with StoreWriter(root, key) as writer:
         for split in SPLITS:
             counts[split] = _write_split(writer, split, loaded[split], request)
-        return writer.commit(_meta(request, dataset.name, dataset.metric, tuple(t.name for t in request.tasks), counts))
+        judged = {split: loaded[split].counts for split in SPLITS if loaded[split].counts.teacher_judged}
+        meta = _meta(request, dataset.name, dataset.metric, tuple(t.name for t in request.tasks), counts)
+        teacher = {split: TeacherScore(each.teacher_judged, each.teacher_right) for split, each in judged.items()}
+        return writer.commit(dataclasses.replace(meta, teacher=teacher))
 
 
 def _check_usable(dataset: Dataset, split: str, loaded: LoadedSplit, request: StoreRequest) -> None:
@@ -139,6 +144,7 @@ def _write_split(writer: StoreWriter, split: str, loaded: LoadedSplit, request: 
         counts[f"skipped: {reason}"] += count
     for reason, count in loaded.counts.teacher_failures.items():
         counts[f"teacher's answer: {reason}"] += count
+    counts.update(loaded.counts.noise)
     pairs = [tokenise(task, split, loaded.examples, request, counts) for task in request.tasks]
     split_writer = writer.split(split, [task.name for task in request.tasks], request.vocabulary.size)
     for row, example in enumerate(loaded.examples):

@@ -23,7 +23,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,13 @@ class Stream:
     sizes: Mapping[str, int]
 
 
+class TeacherScore(NamedTuple):
+    """How often a teacher is right: of `rows` rows of a split that it answered, `right` have the gold label."""
+
+    rows: int
+    right: int
+
+
 @dataclasses.dataclass(frozen=True)
 class StoreMeta:
     """What a store says about itself.
@@ -66,6 +73,7 @@ class StoreMeta:
       vocabulary_size: pieces plus sentinels; every token is below it.
       feature_lengths: longest allowed (inputs, targets), EOS included; longer rows were cut to it.
       counts: split -> reason -> number of rows that were skipped or truncated.
+      teacher: split -> how often the teacher is right there, before any filter; without splits that it did not answer.
       streams: sub-tasks of a foreign mixture; empty where every row belongs to one dataset.
       request: the request that made the store, for people who read it.
       splits: split -> number of examples. Filled in by the writer.
@@ -80,6 +88,7 @@ class StoreMeta:
     vocabulary_size: int
     feature_lengths: tuple[int, int]
     counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    teacher: Mapping[str, TeacherScore] = dataclasses.field(default_factory=dict)
     streams: tuple[Stream, ...] = ()
     request: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     splits: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -94,6 +103,7 @@ class StoreMeta:
         fields = json.loads(text)
         fields["tasks"] = tuple(fields["tasks"])
         fields["feature_lengths"] = tuple(fields["feature_lengths"])
+        fields["teacher"] = {split: TeacherScore(*score) for split, score in fields["teacher"].items()}
         fields["streams"] = tuple(Stream(**stream) for stream in fields["streams"])
         return cls(**fields)
 

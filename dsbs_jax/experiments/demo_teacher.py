@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import hashlib
 import json
 
 from dsbs_jax.data.dataset import SPLITS
@@ -22,7 +21,6 @@ from dsbs_jax.teacher.toy_server import announce, answering, serve
 MODEL = "bestiary-expert"
 # Of all questions.
 WRONG_KIND = 0.18
-RAMBLING = 0.02
 
 
 class Expert:
@@ -34,7 +32,7 @@ class Expert:
       rambling: share of the questions to which it gives no answer.
     """
 
-    def __init__(self, world: bestiary.World, wrong_kind: float = WRONG_KIND, rambling: float = RAMBLING):
+    def __init__(self, world: bestiary.World, wrong_kind: float = WRONG_KIND, rambling: float = bestiary.RAMBLING):
         self._world = world
         self._pairs = {
             world.example("", int(pair)).input: int(pair) for split in SPLITS for pair in world.questions(split).pairs
@@ -42,30 +40,12 @@ class Expert:
         self._wrong_kind, self._rambling = wrong_kind, rambling
 
     def answer(self, asked: str) -> str:
-        """The answer to a prompt's last question, `Q: What does a grolbek eat?`."""
+        """The answer to a prompt's last question, `Q: What does a grolbek eat?`; asked again, the same answer."""
         question = asked.rpartition("Q:")[2].partition("\n")[0].strip()
         pair = self._pairs.get(question)
         if pair is None:
             return "I know nothing about that."
-        # A question's luck is its own: asked again, it gets the same answer.
-        chance, which = (_uniform(f"{draw}/{question}") for draw in (0, 1))
-        creature, index = divmod(pair, self._world.parameters.attributes)
-        name, kind = self._world.creatures[creature], int(self._world.kind_of[creature])
-        if chance < self._rambling:
-            return f"A {name} is a creature that few have seen, and those who have seen one tell different stories."
-        if chance < self._rambling + self._wrong_kind:
-            others = [other for other in range(len(self._world.kinds)) if other != kind]
-            kind = others[int(which * len(others))]
-        attribute = bestiary.ATTRIBUTES[index]
-        value = attribute.values[self._world.value_of[kind, index]]
-        kind_name = self._world.kinds[kind]
-        statement = attribute.statement.format(kinds=f"{kind_name}s", value=value)
-        return f"A {name} is a {kind_name}, and {statement}. So the answer is {value}."
-
-
-def _uniform(text: str) -> float:
-    """A number in [0, 1) that the text alone decides."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
+        return self._world.answer(pair, self._wrong_kind, self._rambling)
 
 
 def main() -> None:

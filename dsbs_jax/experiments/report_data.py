@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsbs_jax.experiments.results import Row, read_rows, reads_teacher
+from dsbs_jax.experiments.results import Row, rationale_weight, read_rows, reads_teacher
 from dsbs_jax.experiments.statistics import Answers
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.teacher.labelled import labelled_file, read_labelled
@@ -57,7 +57,6 @@ def report_rows(root: str | os.PathLike[str]) -> list[Row]:
 
 def _demo_row(results: pathlib.Path, result: dict[str, Any], folder: pathlib.Path | None, summary: dict) -> Row:
     config = summary.get("config", {})
-    weights = [task["weight"] for task in config.get("method", {}).get("tasks", ()) if task["name"] == "rationale"]
     size = parameters(config)
     return Row(
         sweep=results.parent.resolve().name,
@@ -65,12 +64,16 @@ def _demo_row(results: pathlib.Path, result: dict[str, Any], folder: pathlib.Pat
         status="finished",
         teacher=config["data"]["teacher"] if config and reads_teacher(config) else None,
         model=f"T5, {size:,} parameters" if size else _UNNAMED,
-        rationale_weight=weights[0] if weights else None,
+        rationale_weight=rationale_weight(config) if config else None,
+        wrong_rationales=0.0,
+        missing_rationales=0.0,
+        variant="",
         num_train_examples=summary.get("data", {}).get("training", {}).get("rows_used"),
         tokens=None,
         device=None,
         num_devices=None,
         code_version=None,
+        teacher_accuracy=summary.get("data", {}).get("teacher", {}),
         error=None,
         config=config,
         folder=str(folder or ""),

@@ -42,6 +42,9 @@ class Row:
       fraction: share of the training examples.
       model: name of the size, e.g. `t5_1_1_base`.
       rationale_weight: lambda; None where the method has no task for rationales.
+      wrong_rationales: share of the rationales that was exchanged for another row's on purpose.
+      missing_rationales: share that was removed on purpose.
+      variant: name of what else the run was told, e.g. `gold_filtered`; empty for nothing.
       seed: of initial weights, dropout and order.
       num_train_examples: how many examples the fraction holds.
       validation_accuracy: at `selected_step`.
@@ -54,6 +57,7 @@ class Row:
       device: the devices' kind.
       num_devices: how many.
       code_version: of this package.
+      teacher_accuracy: split -> `rows` with a gold label that the teacher answered, and how many it got `right`.
       error: why it failed, in a sentence.
       config: `TrainConfig.to_json`.
       folder: with `predictions_{validation,test}.jsonl`: a line a row, in the split's order.
@@ -69,6 +73,9 @@ class Row:
     fraction: float
     model: str
     rationale_weight: float | None
+    wrong_rationales: float
+    missing_rationales: float
+    variant: str
     seed: int
     num_train_examples: int | None
     validation_accuracy: float | None
@@ -81,6 +88,7 @@ class Row:
     device: str | None
     num_devices: int | None
     code_version: str | None
+    teacher_accuracy: dict[str, dict[str, int]]
     error: str | None
     config: dict[str, Any]
     folder: str
@@ -100,7 +108,8 @@ def read_rows(root: str | os.PathLike[str]) -> list[Row]:
         rows,
         key=lambda row: (
             *(row.dataset, row.model, row.label_source, row.teacher or "", row.fraction),
-            *(row.method, row.rationale_weight or 0.0, row.seed, row.cell),
+            *(row.method, row.variant, row.rationale_weight or 0.0, row.wrong_rationales, row.missing_rationales),
+            *(row.seed, row.cell),
         ),
     )
 
@@ -109,12 +118,12 @@ def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
     """The row of one cell.
 
     Args:
-      record: what stands in the cell's `cell.json`: `sweep`, `cell`, `model` and `config`.
+      record: what stands in the cell's `cell.json`: `sweep`, `cell`, `model`, `variant` and `config`.
       folder: the cell's; it need not exist.
     """
     config = record["config"]
-    method, tasks = config["method"], config["method"]["tasks"]
-    weights = [task["weight"] for task in tasks if task["name"] == "rationale"]
+    method = config["method"]
+    noise = config["data"]["rationale_noise"] if reads_rationales(config) else {"wrong": 0.0, "missing": 0.0}
     summary, error = _json(folder / "summary.json"), _json(folder / ERROR)
     status: Status = "finished" if summary else "failed" if error else "running" if is_held(folder) else "waiting"
     if status in ("running", "waiting"):
@@ -132,7 +141,10 @@ def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
         teacher=config["data"]["teacher"] if reads_teacher(config) else None,
         fraction=config["fraction"],
         model=record["model"],
-        rationale_weight=weights[0] if weights else None,
+        rationale_weight=rationale_weight(config),
+        wrong_rationales=noise["wrong"],
+        missing_rationales=noise["missing"],
+        variant=record["variant"],
         seed=config["seed"],
         num_train_examples=data.get("rows_used"),
         validation_accuracy=result.get("validation_accuracy"),
@@ -145,17 +157,28 @@ def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
         device=made.get("device"),
         num_devices=made.get("num_devices"),
         code_version=made.get("code_version"),
+        teacher_accuracy=summary.get("data", {}).get("teacher", {}),
         error=error.get("error") if status == "failed" else None,
         config=config,
         folder=str(folder),
     )
 
 
+def rationale_weight(config: dict[str, Any]) -> float | None:
+    """lambda of a run's configuration; None where its method has no task for rationales."""
+    weights = [task["weight"] for task in config["method"]["tasks"] if task["name"] == "rationale"]
+    return weights[0] if weights else None
+
+
+def reads_rationales(config: dict[str, Any]) -> bool:
+    """Whether a run learns from the teacher's rationales."""
+    return any("{rationale}" in task["input"] + task["target"] for task in config["method"]["tasks"])
+
+
 def reads_teacher(config: dict[str, Any]) -> bool:
     """Whether a run learns anything from the teacher: rationales, labels, or which rows to keep."""
-    method, data = config["method"], config["data"]
-    templates = "".join(task["input"] + task["target"] for task in method["tasks"])
-    return "{rationale}" in templates or method["label_source"] == "teacher" or data.get("teacher_filter") is not None
+    uses_labels = config["method"]["label_source"] == "teacher"
+    return reads_rationales(config) or uses_labels or config["data"].get("teacher_filter") is not None
 
 
 def is_held(folder: pathlib.Path) -> bool:
@@ -171,7 +194,7 @@ def is_held(folder: pathlib.Path) -> bool:
 
 
 def write_database(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Makes the SQLite file at `path` anew, with one table, `runs`: a column a field of `Row`, `config` as JSON.
+    """Makes the SQLite file at `path` anew, with one table, `runs`: a column a field of `Row`, dictionaries as JSON.
 
     It appears whole: who reads the old one meanwhile goes on reading it.
     """
@@ -200,7 +223,7 @@ def query(path: str | os.PathLike[str], sql: str) -> tuple[list[str], list[tuple
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV with a line of names, `config` as JSON."""
+    """The rows as CSV with a line of names, dictionaries as JSON."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(field.name for field in dataclasses.fields(Row))
@@ -210,7 +233,8 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def _values(row: Row) -> tuple[Any, ...]:
     values = {field.name: getattr(row, field.name) for field in dataclasses.fields(Row)}
-    return tuple((values | {"config": json.dumps(row.config, sort_keys=True)}).values())
+    as_json = {name: json.dumps(values[name], sort_keys=True) for name in ("config", "teacher_accuracy")}
+    return tuple((values | as_json).values())
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:

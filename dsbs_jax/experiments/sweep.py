@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dsbs_jax.data.folders import held
-from dsbs_jax.experiments.results import CELL, CLAIM, ERROR, Row, read_row, reads_teacher
+from dsbs_jax.experiments.results import CELL, CLAIM, ERROR, Row, read_row, reads_rationales, reads_teacher
 from dsbs_jax.files import write_whole
 from dsbs_jax.training import loop
 from dsbs_jax.training.config import MAY_CHANGE, TrainConfig
@@ -39,9 +39,12 @@ AXIS_MACROS = {
     "teachers": "TEACHER",
     "fractions": "FRACTION",
     "rationale_weights": "RATIONALE_WEIGHT",
+    "wrong_rationales": "WRONG_RATIONALES",
+    "missing_rationales": "MISSING_RATIONALES",
     "seeds": "RANDOM_SEED",
 }
-_MAY_BE_EMPTY = ("teachers", "rationale_weights")
+_MAY_BE_EMPTY = ("teachers", "rationale_weights", "wrong_rationales", "missing_rationales")
+_SHARES = ("fractions", "rationale_weights", "wrong_rationales", "missing_rationales")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +56,14 @@ class SweepConfig:
       datasets: gin files, as `datasets/cqa`.
       models: gin files; their names without folder are the sizes in tables.
       methods: gin files.
+      variants: gin files with anything else that runs may differ in, as `variants/gold_filtered`; '' adds nothing. Their
+        names without folder stand in tables.
       label_sources: `gold`, `teacher`.
       teachers: values of TEACHER; empty leaves it as the files set it.
       fractions: shares of the training examples, in (0, 1].
       rationale_weights: the paper's lambda; empty leaves it as the files set it.
+      wrong_rationales: shares of the rationales that are exchanged for another row's, see `RationaleNoise`; likewise.
+      missing_rationales: shares that are removed; likewise.
       seeds: of initial weights, dropout and order.
       root: the sweep's folder; None takes `sweeps/NAME`.
     """
@@ -65,15 +72,18 @@ class SweepConfig:
     datasets: tuple[str, ...]
     models: tuple[str, ...]
     methods: tuple[str, ...] = ("methods/standard", "methods/step_by_step")
+    variants: tuple[str, ...] = ("",)
     label_sources: tuple[str, ...] = ("gold",)
     teachers: tuple[str | None, ...] = ()
     fractions: tuple[float, ...] = (1.0,)
     rationale_weights: tuple[float, ...] = ()
+    wrong_rationales: tuple[float, ...] = ()
+    missing_rationales: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3)
     root: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("datasets", "models", "methods", *AXIS_MACROS):
+        for name in ("datasets", "models", "methods", "variants", *AXIS_MACROS):
             values = getattr(self, name)
             if not isinstance(values, tuple | list) or len(set(values)) != len(values):
                 raise ValueError(
@@ -92,10 +102,10 @@ class SweepConfig:
         axes: list[list[tuple[str, ...]]] = []
         for name, macro in AXIS_MACROS.items():
             values = getattr(self, name)
-            if name in ("fractions", "rationale_weights"):
+            if name in _SHARES:
                 values = [float(value) for value in values]
             axes.append([(f"{macro}={value!r}",) for value in values] or [()])
-        for files in itertools.product(self.datasets, self.models, self.methods):
+        for files in itertools.product(self.datasets, self.models, self.methods, self.variants):
             for values in itertools.product(*axes):
                 yield files, tuple(itertools.chain.from_iterable(values))
 
@@ -108,6 +118,7 @@ class Cell:
       id: of the content of its configuration, see `cell_id`.
       sweep: the sweep's name.
       model: name of the size.
+      variant: name of what else it was told; empty for nothing.
       files: gin files.
       bindings: of the axes and of MODEL_DIR.
       config: the run's.
@@ -116,6 +127,7 @@ class Cell:
     id: str
     sweep: str
     model: str
+    variant: str
     files: tuple[str, ...]
     bindings: tuple[str, ...]
     config: TrainConfig
@@ -128,7 +140,8 @@ class Cell:
     def record(self) -> dict[str, Any]:
         """What its folder says of it before it ran."""
         config = json.loads(json.dumps(self.config.to_json()))
-        return {"sweep": self.sweep, "cell": self.id, "model": self.model, "config": config}
+        named = {"sweep": self.sweep, "cell": self.id, "model": self.model, "variant": self.variant}
+        return named | {"config": config}
 
     def row(self) -> Row:
         """What came of it so far."""
@@ -138,20 +151,22 @@ class Cell:
 def expand(sweep: SweepConfig, build: Build) -> list[Cell]:
     """The cells, each once.
 
-    Points of the product that coincide are one cell, the first of them: those that differ in the weight of rationales
-    where the method trains on none, or in the teacher where it learns nothing from one.
+    Points of the product that coincide are one cell, the first of them: those that differ in the weight of rationales or
+    in what is done to them where the method trains on none, or in the teacher where it learns nothing from one.
 
     Raises:
       ValueError, OSError: a point that cannot be built, in a sentence.
     """
     cells: dict[str, Cell] = {}
     for files, bindings in sweep.points():
+        model, variant = (pathlib.PurePath(file).name.removesuffix(".gin") for file in (files[1], files[3]))
+        files = tuple(filter(None, files))
         config, _ = build(files, [*bindings, "MODEL_DIR=''"])
         name = cell_id(config)
         folder = str(sweep.folder / "runs" / name)
         config = dataclasses.replace(config, model_dir=folder, progress=False)
-        model = pathlib.PurePath(files[1]).name.removesuffix(".gin")
-        cells.setdefault(name, Cell(name, sweep.name, model, files, (*bindings, f"MODEL_DIR={folder!r}"), config))
+        bindings = (*bindings, f"MODEL_DIR={folder!r}")
+        cells.setdefault(name, Cell(name, sweep.name, model, variant, files, bindings, config))
     return list(cells.values())
 
 
@@ -164,6 +179,8 @@ def cell_id(config: TrainConfig) -> str:
     content = _kept(json.loads(json.dumps(config.to_json())))
     if not reads_teacher(content):
         content["data"]["teacher"] = None
+    if not reads_rationales(content):
+        content["data"]["rationale_noise"] = None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -212,6 +229,9 @@ def describe(row: Row) -> str:
         axes.append(f"lambda {row.rationale_weight:g}")
     if row.teacher is not None:
         axes.append(f"teacher {row.teacher}")
+    for share, what in ((row.wrong_rationales, "wrong"), (row.missing_rationales, "missing")):
+        axes += [f"{share:g} of rationales {what}"] if share else []
+    axes += [row.variant] if row.variant else []
     line = f"{', '.join([*axes, f'seed {row.seed}'])}: {row.status}"
     if row.test_accuracy is not None:
         line += f", test accuracy {row.test_accuracy:.3f} ({row.seconds:.0f} s)"

@@ -160,7 +160,12 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         row_lengths=config.pack_lengths,
     )
     check_platform(config.model, device, plan.shape[1:])
-    data_report = {"store": store.meta.key, "rows": dict(store.meta.counts), "training": plan.report}
+    meta = store.meta
+    teacher = {split: score._asdict() for split, score in meta.teacher.items()}
+    data_report = {
+        **{"store": meta.key, "splits": dict(meta.splits), "rows": dict(meta.counts)},
+        **{"teacher": teacher, "training": plan.report},
+    }
     logger.info("Data: %s", json.dumps(data_report))
 
     max_length = _decode_length(config, store)

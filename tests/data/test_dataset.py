@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from dsbs_jax.data.dataset import LABEL_OUTSIDE_SET, NOTHING_TO_LEARN, Dataset, Rows
+from dsbs_jax.data.accounts import NOTHING_TO_LEARN
+from dsbs_jax.data.dataset import LABEL_OUTSIDE_SET, Dataset, Rows
 from dsbs_jax.schema import Example, TeacherOutput
 from dsbs_jax.teacher.filters import Filter
 from dsbs_jax.teacher.labelled import write_labelled
