@@ -7,8 +7,9 @@ of one creature; the rationale names the creature's kind, then the kind's value:
 
 Questions of the validation and test splits ask for pairs (creature, attribute) that training never shows, so a student
 has to find out the kinds. The rationales name them; the labels only imply them. Where no teacher was asked, the world
-itself is the teacher: its rationales and labels are right. `TEACHER = 'errs_18'` is one that errs: it takes the creature of
-18 % of the questions for one of another kind, so that rationale and label are wrong together, and gives no answer to 2 %.
+itself is the teacher: its rationales and labels are right. `TEACHER = 'errs_18'` is one that errs: at 18 % of the
+questions it takes the creature for one of another kind, so that rationale and label are wrong together, and to 2 % it
+gives no answer.
 
 Everything follows from the parameters: random choices rank raw Philox words, which no version of NumPy changes.
 """
@@ -287,8 +288,8 @@ class Questions(Sequence[Example]):
         """
         if (erring := _ERRING.fullmatch(teacher)) is None:
             raise ValueError(
-                f"bestiary has no teacher {teacher!r}: 'llm' is always right, 'errs_18' takes 18 % of the creatures for "
-                "one of another kind; or name a folder of `dsbs label`."
+                f"bestiary has no teacher {teacher!r}: 'llm' is always right, 'errs_18' takes 18 % of the creatures "
+                "for one of another kind; or name a folder of `dsbs label`."
             )
         return [self.world.answer(pair, int(erring[1]) / 100) for pair in self.pairs]
 

@@ -42,8 +42,8 @@ class Rows:
       answers_split: the split whose answer files belong to these rows.
       extra: unlabelled inputs from elsewhere, added to `train` after the hold-out.
       skipped: rows the source already left out, by reason.
-      answers: of a generated dataset: the raw answers of the teacher of a name to these rows; it raises ValueError for a
-        name that it does not know.
+      answers: of a generated dataset: the raw answers of the teacher of a name to these rows; it raises ValueError for
+        a name that it does not know.
     """
 
     examples: Sequence[Example]

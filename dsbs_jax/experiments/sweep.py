@@ -56,8 +56,8 @@ class SweepConfig:
       datasets: gin files, as `datasets/cqa`.
       models: gin files; their names without folder are the sizes in tables.
       methods: gin files.
-      variants: gin files with anything else that runs may differ in, as `variants/gold_filtered`; '' adds nothing. Their
-        names without folder stand in tables.
+      variants: gin files with anything else that runs may differ in, as `variants/gold_filtered`; '' adds nothing.
+        Their names without folder stand in tables.
       label_sources: `gold`, `teacher`.
       teachers: values of TEACHER; empty leaves it as the files set it.
       fractions: shares of the training examples, in (0, 1].
@@ -151,8 +151,8 @@ class Cell:
 def expand(sweep: SweepConfig, build: Build) -> list[Cell]:
     """The cells, each once.
 
-    Points of the product that coincide are one cell, the first of them: those that differ in the weight of rationales or
-    in what is done to them where the method trains on none, or in the teacher where it learns nothing from one.
+    Points of the product that coincide are one cell, the first of them: those that differ in the weight of rationales
+    or in what is done to them where the method trains on none, or in the teacher where it learns nothing from one.
 
     Raises:
       ValueError, OSError: a point that cannot be built, in a sentence.

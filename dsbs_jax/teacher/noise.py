@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,8 +22,8 @@ class RationaleNoise:
     something else. Larger shares of one seed contain smaller ones, and no rationale is both wrong and missing.
 
     Attributes:
-      wrong: share of the rationales that is exchanged for another row's, in [0, 1].
-      missing: share of the rationales that is removed, in [0, 1].
+      wrong: share of the rationales that is exchanged for another row's, in [0, 1]; rounded down to whole rows.
+      missing: share of the rationales that is removed; likewise.
       seed: which ones.
 
     Raises:
@@ -48,7 +49,8 @@ class RationaleNoise:
         """
         rows = [i for i, example in enumerate(examples) if example.rationale]
         order = [rows[i] for i in np.argsort(np.random.Philox(key=self.seed).random_raw(len(rows)), kind="stable")]
-        wrong, missing = (round(share * len(order)) for share in (self.wrong, self.missing))
+        # The inner rounding guards against 0.07 * 100 = 7.000000000000001.
+        wrong, missing = (math.floor(round(share * len(order), 6)) for share in (self.wrong, self.missing))
         if wrong and len({examples[row].rationale for row in rows}) < 2:
             raise ValueError("No rationale can be exchanged for another: all rows have the same one.")
         out = list(examples)

@@ -161,10 +161,12 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
     )
     check_platform(config.model, device, plan.shape[1:])
     meta = store.meta
-    teacher = {split: score._asdict() for split, score in meta.teacher.items()}
     data_report = {
-        **{"store": meta.key, "splits": dict(meta.splits), "rows": dict(meta.counts)},
-        **{"teacher": teacher, "training": plan.report},
+        "store": meta.key,
+        "splits": dict(meta.splits),
+        "rows": dict(meta.counts),
+        "teacher": {split: score._asdict() for split, score in meta.teacher.items()},
+        "training": plan.report,
     }
     logger.info("Data: %s", json.dumps(data_report))
 

@@ -10,6 +10,7 @@ from dsbs_jax.data.dataset import LABEL_OUTSIDE_SET, Dataset, Rows
 from dsbs_jax.schema import Example, TeacherOutput
 from dsbs_jax.teacher.filters import Filter
 from dsbs_jax.teacher.labelled import write_labelled
+from dsbs_jax.teacher.noise import MISSING, WRONG, RationaleNoise
 from dsbs_jax.teacher.parsers import MarkerParser
 
 
@@ -38,6 +39,8 @@ def test_answers_join_their_rows_and_failures_are_counted(tmp_path):
     counts = loaded.counts
     assert counts.teacher_failures == {"no_marker": 1, LABEL_OUTSIDE_SET: 1, "no_rationale": 1}
     assert (counts.rows, counts.kept, counts.no_rationale, counts.no_teacher_label) == (4, 4, 2, 2)
+    # Gold is a, b, a, b: what could not be read is wrong.
+    assert (counts.teacher_judged, counts.teacher_right) == (4, 2)
 
 
 def test_another_number_of_answers_names_both_numbers_and_the_files(tmp_path):
@@ -201,6 +204,19 @@ def test_a_filter_drops_training_rows_alone_and_counts_them(tmp_path):
     assert dropped > 0
     assert after["train"].counts.skipped == {"teacher filter: teacher_label_differs_from_gold": dropped}
     assert after["train"].counts.rows == before["train"].counts.rows
+
+
+def test_noise_spoils_rationales_of_train_alone_and_is_counted(tmp_path):
+    for split in ("train", "test"):
+        write_answers(tmp_path, split, [f"because {i} So a" for i in range(20)])
+    noise = RationaleNoise(wrong=0.25, missing=0.1)
+    clean, spoiled = TOY.load("train", tmp_path), TOY.load("train", tmp_path, rationale_noise=noise)
+    pairs = list(zip(clean.examples, spoiled.examples, strict=True))
+    assert sum(a.rationale != b.rationale for a, b in pairs) == 7
+    assert all(a.teacher.label == b.teacher.label for a, b in pairs)
+    assert spoiled.counts.noise == {WRONG: 5, MISSING: 2}
+    assert (clean.counts.noise, spoiled.counts.no_rationale) == ({}, 2)
+    assert TOY.examples("test", tmp_path, rationale_noise=noise) == TOY.examples("test", tmp_path)
 
 
 def test_source_rows_are_what_a_teacher_is_asked(tmp_path):

@@ -54,6 +54,10 @@ def make_row(tmp_path, method, fraction, seed, correct=None, dataset="cqa", **ch
         "num_devices": 2,
         "rationale_weight": 1.0 if method == "step_by_step" else None,
         "tokens": 1000,
+        "wrong_rationales": 0.0,
+        "missing_rationales": 0.0,
+        "variant": "",
+        "teacher_accuracy": {},
     }
     return Row(**(values | changes))
 
@@ -237,7 +241,7 @@ def test_a_sweep_that_has_not_begun_is_a_report_of_gaps(tmp_path):
     config = {"data": {"name": "svamp", "teacher": "llm"}, "fraction": 0.5, "seed": 0}
     config["method"] = {"name": "standard", "label_source": "gold", "tasks": [task]}
     (tmp_path / "runs" / "a1").mkdir(parents=True)
-    record = {"sweep": "fig4", "cell": "a1", "model": "base", "config": config}
+    record = {"sweep": "fig4", "cell": "a1", "model": "base", "variant": "", "config": config}
     (tmp_path / "runs" / "a1" / "cell.json").write_text(json.dumps(record))
     path = write_report(tmp_path)
     assert path == tmp_path / "report" / "report.html"

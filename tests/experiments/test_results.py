@@ -15,7 +15,12 @@ from dsbs_jax.experiments import results
 def run_folder(root: pathlib.Path, cell: str, method: str, seed: int, accuracy: float | None = None, **error) -> None:
     made = schema.make_method(method, rationale_weight=0.25)
     config = {
-        "data": {"name": "bestiary", "teacher": "llm", "teacher_filter": None},
+        "data": {
+            "name": "bestiary",
+            "teacher": "llm",
+            "teacher_filter": None,
+            "rationale_noise": {"wrong": 0.25, "missing": 0.0, "seed": 0},
+        },
         "method": {
             "name": method,
             "label_source": "gold",
@@ -26,7 +31,7 @@ def run_folder(root: pathlib.Path, cell: str, method: str, seed: int, accuracy: 
     }
     folder = root / "runs" / cell
     folder.mkdir(parents=True)
-    record = {"sweep": "s", "cell": cell, "model": "tiny", "config": config}
+    record = {"sweep": "s", "cell": cell, "model": "tiny", "variant": "asdiv", "config": config}
     (folder / results.CELL).write_text(json.dumps(record))
     if accuracy is not None:
         told = {"validation_accuracy": 0.5, "test_accuracy": accuracy, "test_accuracy_last": 0.25}
@@ -34,7 +39,7 @@ def run_folder(root: pathlib.Path, cell: str, method: str, seed: int, accuracy: 
         training |= {"encoder_utilisation": 0.9, "decoder_utilisation": 0.8}
         summary = {
             "result": told | {"selected_step": 4, "steps": 6, "seconds": 1.5},
-            "data": {"training": training},
+            "data": {"training": training, "teacher": {"test": {"rows": 240, "right": 180}}},
             "made": {"device": "cpu", "num_devices": 1, "code_version": "0"},
         }
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -61,7 +66,13 @@ def test_rows_tell_state_axes_and_numbers(root):
     # A worker that ended, however it ended, holds nothing.
     assert [row.status for row in results.read_rows(root) if row.cell == "d"] == ["waiting"]
     standard, step_by_step = rows[0], rows[-1]
-    assert (standard.teacher, standard.rationale_weight) == (None, None)
+    assert (standard.teacher, standard.rationale_weight, standard.wrong_rationales) == (None, None, 0.0)
+    assert (step_by_step.wrong_rationales, step_by_step.missing_rationales, step_by_step.variant) == (
+        0.25,
+        0.0,
+        "asdiv",
+    )
+    assert step_by_step.teacher_accuracy == {"test": {"rows": 240, "right": 180}}
     assert (step_by_step.teacher, step_by_step.rationale_weight) == ("llm", 0.25)
     assert (step_by_step.test_accuracy, step_by_step.selected_step, step_by_step.num_train_examples) == (0.75, 4, 480)
     # 6 steps x 3 rows x (10 x 0.9 + 20 x 0.8) tokens.

@@ -19,6 +19,8 @@ from dsbs_jax.data.vocabulary import Vocabulary
 from dsbs_jax.experiments import results, sweep
 from dsbs_jax.models.config import T5Config
 from dsbs_jax.sharding.mesh import MeshConfig
+from dsbs_jax.teacher.filters import Filter
+from dsbs_jax.teacher.noise import RationaleNoise
 from dsbs_jax.training import loop
 from dsbs_jax.training.config import TrainConfig
 from dsbs_jax.training.preemption import Preempted
@@ -38,7 +40,13 @@ def build(files, bindings) -> tuple[TrainConfig, str]:
     config = dataclasses.replace(
         CONFIG,
         model_dir=said["MODEL_DIR"].strip("'"),
-        data=dataclasses.replace(CONFIG.data, name=files[0], teacher=said.get("TEACHER", "'llm'").strip("'")),
+        data=dataclasses.replace(
+            CONFIG.data,
+            name=files[0],
+            teacher=said.get("TEACHER", "'llm'").strip("'"),
+            teacher_filter=Filter(min_agreement=1) if "variants/sure.gin" in files else None,
+            rationale_noise=RationaleNoise(float(said.get("WRONG_RATIONALES", 0))),
+        ),
         method=method,
         fraction=float(said["FRACTION"]),
         seed=int(said["RANDOM_SEED"]),
@@ -73,6 +81,17 @@ def test_cells_are_the_product_and_those_that_coincide_are_one(tmp_path):
     assert set(points) == {(*axes, f, seed) for axes in standard | full for f in (0.5, 1.0) for seed in (0, 1)}
     assert {cell.model for cell in cells} == {"tiny"}
     assert {cell.folder.parent for cell in cells} == {tmp_path / "runs"}
+
+
+def test_noise_and_variants_are_axes_where_they_mean_something(tmp_path):
+    noisy = sweep_of(tmp_path, methods=("standard", "step_by_step"), wrong_rationales=(0, 0.5), seeds=(0,))
+    rows = [cell.row() for cell in sweep.expand(noisy, build)]
+    assert [(row.method, row.wrong_rationales) for row in rows] == [
+        *(("standard", 0.0), ("step_by_step", 0.0), ("step_by_step", 0.5))
+    ]
+    assert "0.5 of rationales wrong" in sweep.describe(rows[-1])
+    cells = sweep.expand(sweep_of(tmp_path, variants=("", "variants/sure.gin"), seeds=(0,)), build)
+    assert [(cell.row().variant, cell.files[3:]) for cell in cells] == [("", ()), ("sure", ("variants/sure.gin",))]
 
 
 def test_ids_are_of_the_content_alone(tmp_path):

@@ -202,6 +202,27 @@ def test_the_dataset_loads_every_row_and_takes_every_parameter():
     assert DATASET.argument_defaults() == dataclasses.asdict(Parameters())
 
 
+def test_teachers_that_err_err_as_often_as_they_say_and_the_worse_where_the_better_do():
+    right = {}
+    for teacher, expected in (
+        ("llm", 1.0),
+        ("errs_0", 0.98),
+        ("errs_18", 0.80 + 0.18 / 9),
+        ("errs_50", 0.48 + 0.5 / 9),
+    ):
+        counts = [DATASET.load(split, teacher=teacher).counts for split in ("train", "validation", "test")]
+        assert [each.teacher_judged for each in counts] == [960, 240, 240]
+        # A wrong kind has the right value now and then: 1 of the 9 others shares it. Three standard errors of 1,440.
+        assert sum(each.teacher_right for each in counts) / 1440 == pytest.approx(expected, abs=0.04)
+        examples = DATASET.examples("train", teacher=teacher)
+        right[teacher] = {example.id for example in examples if example.teacher.label == example.label}
+        assert all(example.rationale is None or example.rationale.startswith("A ") for example in examples)
+    assert right["errs_50"] - right["errs_18"] < right["errs_18"]
+    assert len(right["errs_50"] - right["errs_18"]) < 20  # a wrong kind with the right value, by luck
+    with pytest.raises(ValueError, match="bestiary has no teacher 'palm': 'llm' is always right"):
+        DATASET.load("train", teacher="palm")
+
+
 def test_the_vocabulary_spells_the_world_with_few_pieces(world):
     vocabulary = Vocabulary(VOCABULARY_PATH)
     processor = sentencepiece.SentencePieceProcessor(VOCABULARY_PATH)
