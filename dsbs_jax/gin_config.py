@@ -104,6 +104,7 @@ _MODULES = {
     "Sampling": "dsbs_jax.teacher.requests",
     "StepBenchConfig": "dsbs_jax.experiments.bench_step",
     "StoreRequest": "dsbs_jax.data.prepare",
+    "SubmitConfig": "dsbs_jax.experiments.submission",
     "SweepConfig": "dsbs_jax.experiments.sweep",
     "T5Config": "dsbs_jax.models.config",
     "TaskFormat": "dsbs_jax.schema",

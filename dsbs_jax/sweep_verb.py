@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,9 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("file", help="gin file of the sweep, by path or name (recipes/smoke)")
     sub.add_argument("--output", help="the sweep's folder (default: sweeps/NAME)")
     sub.add_argument("--workers", type=int, default=1, metavar="N", help="for --run: so many processes (default: 1)")
+    sub.add_argument(
+        "--submit", choices=("slurm", "local"), help="for --run: the workers become jobs of a cluster; see SubmitConfig"
+    )
     action = sub.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="print the cells and their states; run nothing")
     # `run` is what the verb calls.
@@ -44,8 +48,10 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         raise ValueError("What about the sweep? Give --list, --run, --status, --retry-failed, --csv PATH or --sql.")
     if arguments.workers < 1:
         raise ValueError(f"--workers is {arguments.workers}; it must be at least 1.")
+    if arguments.submit and not runs:
+        raise ValueError(f"--submit {arguments.submit} says how cells are run: give --run or --retry-failed with it.")
     from dsbs_jax import gin_config
-    from dsbs_jax.experiments import results, sweep, workers
+    from dsbs_jax.experiments import results, submission, sweep, workers
     from dsbs_jax.sharding.cluster import refuse_several
     from dsbs_jax.sharding.compilation import keep_compilations
     from dsbs_jax.training.config import TrainConfig
@@ -68,14 +74,16 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     cells = sweep.expand(config, build)
     if arguments.retry_failed:
         print(f"{sweep.forget_errors(cells)} failed cells are free again.", file=sys.stderr)
+    words = _same_sweep(arguments, bindings, config.folder)
+    command = workers.worker_command([*words, "--run"])
+    if arguments.submit:
+        asked = gin_config.parse(["runs/train", *own], given, submission.SubmitConfig)()
+        print(submission.submit(command, arguments.workers, config.folder, arguments.submit, asked))
+        print(f"How far they are: {shlex.join(['dsbs', 'sweep', *words, '--status'])}")
+        return 0
     stopped = 0
     if runs and arguments.workers > 1:
-        words = [arguments.file, "--run", *(f"--gin.{word}" for word in bindings)]
-        for name in ("output", "data_dir"):
-            words += [f"--{name}", getattr(arguments, name)] if getattr(arguments, name) else []
-        for file in arguments.gin_file:
-            words += ["--gin_file", file]
-        stopped = workers.work_in_processes(workers.worker_command(words), arguments.workers, config.folder)
+        stopped = workers.work_in_processes(command, arguments.workers, config.folder)
     elif runs:
         sweep.work(cells, build)
     rows = [cell.row() for cell in cells]
@@ -95,3 +103,16 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         names, found = results.query(config.folder / _DATABASE, arguments.sql)
         print("\n".join("\t".join(map(str, line)) for line in [names, *found]))
     return stopped or int(bool(runs) and any(row.status == "failed" for row in rows))
+
+
+def _same_sweep(arguments: argparse.Namespace, bindings: Sequence[str], folder: pathlib.Path) -> list[str]:
+    """What stands after `dsbs sweep` for the same cells in the same folder, wherever it is started."""
+    from dsbs_jax import gin_config
+    from dsbs_jax.data.locations import find_data_dir
+
+    words = [str(gin_config.find(arguments.file).absolute()), "--output", str(folder.absolute())]
+    if data_dir := find_data_dir(arguments.data_dir):
+        words += ["--data_dir", str(pathlib.Path(data_dir).absolute())]
+    for file in arguments.gin_file:
+        words += ["--gin_file", str(gin_config.find(file).absolute())]
+    return [*words, *(f"--gin.{word}" for word in bindings)]
