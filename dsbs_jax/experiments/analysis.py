@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
-from dsbs_jax.experiments.compare import TITLES
-from dsbs_jax.experiments.report_data import TeacherAccuracy, read_answers, teacher_accuracy
+from dsbs_jax.experiments.report_data import TeacherAccuracy, read_answers, teacher_accuracies
 from dsbs_jax.experiments.results import Row
 from dsbs_jax.experiments.statistics import (
     Answers,
@@ -20,27 +17,7 @@ from dsbs_jax.experiments.statistics import (
     holm,
     mean_over_seeds,
 )
-
-
-class Student(NamedTuple):
-    """A way of training, whatever the dataset, size, fraction and seed: what is one line in a figure."""
-
-    method: str
-    label_source: str
-    teacher: str | None
-    rationale_weight: float | None
-
-    @classmethod
-    def of(cls, row: Row) -> Student:
-        """That of a run."""
-        return cls(row.method, row.label_source, row.teacher, row.rationale_weight)
-
-    @property
-    def order(self) -> tuple[int, str, str, str, float]:
-        """The order in tables and of colours: the paper's methods first."""
-        key = (self.method, self.label_source)
-        place = list(TITLES).index(key) if key in TITLES else len(TITLES)
-        return place, self.method, self.label_source, self.teacher or "", self.rationale_weight or 0.0
+from dsbs_jax.experiments.students import Student, pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +69,19 @@ class Saved:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """Everything about one dataset and one size of the student; `test_examples` None where no predictions lie there."""
+    """Everything about one dataset and one size of the student.
+
+    Attributes:
+      dataset: its name.
+      model: name of the size.
+      students: in the order of tables.
+      fractions: from small to large.
+      cells: of those that have rows.
+      comparisons: paired tests.
+      saved: data that one student saves against another.
+      teachers: those that students learn from -> split -> how often they are right.
+      test_examples: how many; None where no predictions lie there.
+    """
 
     dataset: str
     model: str
@@ -101,7 +90,7 @@ class Panel:
     cells: Mapping[tuple[Student, float], Cell]
     comparisons: tuple[Tested, ...]
     saved: tuple[Saved, ...]
-    teachers: Mapping[str, TeacherAccuracy]
+    teachers: Mapping[str, Mapping[str, TeacherAccuracy]]
     test_examples: int | None
 
 
@@ -113,28 +102,9 @@ def analyse(rows: Sequence[Row]) -> list[Panel]:
     return [_panel(*key, group) for key, group in groups.items()]
 
 
-def titles(students: Sequence[Student]) -> dict[Student, str]:
-    """A title for each, which names a teacher or a lambda only where that tells two of them apart."""
-    named: dict[Student, str] = {}
-    for student in students:
-        alike = [other for other in students if other[:2] == student[:2]]
-        title = TITLES.get(student[:2], f"{student.method.replace('_', ' ')} ({student.label_source} labels)")
-        if len({other.teacher for other in alike}) > 1:
-            title += f", {teacher_name(student.teacher)}"
-        if len({other.rationale_weight for other in alike}) > 1:
-            title += f", λ = {student.rationale_weight:g}" if student.rationale_weight is not None else ""
-        named[student] = title
-    return named
-
-
 def all_students(panels: Sequence[Panel]) -> list[Student]:
     """Those of all panels, in their order."""
     return sorted({student for panel in panels for student in panel.students}, key=lambda student: student.order)
-
-
-def teacher_name(teacher: str | None) -> str:
-    """The last part of a labelled folder's path, or the name itself."""
-    return pathlib.PurePath(teacher).name if teacher else "no teacher"
 
 
 def _panel(dataset: str, model: str, rows: Sequence[Row]) -> Panel:
@@ -146,7 +116,6 @@ def _panel(dataset: str, model: str, rows: Sequence[Row]) -> Panel:
     seeds = {row.seed for row in rows}
     cells = {key: _cell(group, seeds) for key, group in grouped.items()}
     answers = {key: _answers(cell) for key, cell in cells.items()}
-    found = {student.teacher: teacher_accuracy(student.teacher) for student in students}
     return Panel(
         dataset=dataset,
         model=model,
@@ -155,7 +124,7 @@ def _panel(dataset: str, model: str, rows: Sequence[Row]) -> Panel:
         cells=cells,
         comparisons=_comparisons(students, fractions, answers),
         saved=_saved(students, cells),
-        teachers={teacher: told for teacher, told in found.items() if teacher and told},
+        teachers=teacher_accuracies(rows),
         test_examples=next((len(a.ids) for by_seed in answers.values() for a in by_seed.values()), None),
     )
 
@@ -171,19 +140,6 @@ def _answers(cell: Cell) -> dict[int, Answers]:
     return {seed: answers for seed, answers in read.items() if answers is not None}
 
 
-def _pairs(students: Sequence[Student]) -> list[tuple[Student, Student]]:
-    """What is compared: step-by-step with every other method, those with standard; of one label source each."""
-    pairs = []
-    for a in students:
-        for b in students:
-            against = (a.method == "step_by_step" and b.method != a.method) or (
-                a.method not in ("step_by_step", "standard") and b.method == "standard"
-            )
-            if against and a.label_source == b.label_source:
-                pairs.append((a, b))
-    return pairs
-
-
 def _comparisons(
     students: Sequence[Student],
     fractions: Sequence[float],
@@ -191,9 +147,7 @@ def _comparisons(
 ) -> tuple[Tested, ...]:
     tested = []
     for fraction in fractions:
-        for a, b in _pairs(students):
-            if (a, fraction) not in answers or (b, fraction) not in answers:
-                continue
+        for a, b in pairs([student for student in students if (student, fraction) in answers]):
             if not answers[a, fraction] or not answers[b, fraction]:
                 tested.append(Tested(fraction, a, b, None, "no finished run with its answers to the test split"))
                 continue
@@ -212,7 +166,7 @@ def _comparisons(
 
 def _saved(students: Sequence[Student], cells: Mapping[tuple[Student, float], Cell]) -> tuple[Saved, ...]:
     found = []
-    for a, b in _pairs(students):
+    for a, b in pairs(students):
         curve = {fraction: cell.runs for (student, fraction), cell in cells.items() if student == a and cell.runs}
         # With one share there is no curve, and only all of the data is "full-data accuracy".
         full = cells.get((b, 1.0))

@@ -1,21 +1,20 @@
-"""The report's figures: what is drawn, and how matplotlib draws it. The page draws the same in `report_svg.py`."""
+"""The report's figures: what is drawn; by `report_svg.py` on the page, by `report_print.py` for print."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from dsbs_jax.experiments.analysis import Cell, Panel, Student, all_students, teacher_name, titles
-from dsbs_jax.experiments.published import published
-from dsbs_jax.experiments.report_data import parameters
-from dsbs_jax.experiments.statistics import Mean
+from dsbs_jax.experiments.analysis import Cell, Panel, Student, all_students
+from dsbs_jax.experiments.published import PARAMETERS, published
+from dsbs_jax.experiments.report_data import parameters, shown
+from dsbs_jax.experiments.statistics import Mean, mean_over_seeds
+from dsbs_jax.experiments.students import teacher_name, titles
 
 
 class Point(NamedTuple):
-    """One cell in a figure; `mean` and `runs` are shares in [0, 1]."""
+    """One cell in a figure; `mean` and `runs` (by seed) are shares in [0, 1], or differences of such."""
 
     x: float
     mean: Mean
@@ -24,24 +23,36 @@ class Point(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One student's points, from left to right; `slot` numbers its colour, marker and dashes in the whole report."""
+    """One student's points, from left to right.
+
+    Attributes:
+      title: in the legend.
+      slot: numbers its colour, marker and dashes in the whole report.
+      points: from left to right.
+      flat: its only point does not depend on x: a line from side to side, with a band of one standard error.
+    """
 
     title: str
     slot: int
     points: tuple[Point, ...]
+    flat: bool = False
 
 
 class Level(NamedTuple):
-    """A number to compare with, a share in [0, 1]; with `x` a mark there, without it a line from side to side."""
+    """A number to compare with, a share in [0, 1]; with `x` a mark there, without it a line from side to side.
+
+    `slot` numbers its look among the marks, or among the lines, in the whole report.
+    """
 
     title: str
     y: float
+    slot: int
     x: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """Test accuracy against one thing.
+    """Test accuracy, or a gain in it, against one thing.
 
     Attributes:
       name: of its files.
@@ -52,6 +63,8 @@ class Figure:
       logarithmic: the x axis.
       lines: one a student.
       levels: teachers and the paper's values.
+      y_label: of the axis; what is drawn is 100 times the shares.
+      unit: of what is drawn.
     """
 
     name: str
@@ -62,94 +75,192 @@ class Figure:
     logarithmic: bool
     lines: tuple[Line, ...]
     levels: tuple[Level, ...]
+    y_label: str = "test accuracy, %"
+    unit: str = "%"
+
+    def named(self, x: float) -> str:
+        """A place on the x axis, as its tick says it."""
+        return dict(self.ticks).get(x, f"{x:g}")
 
 
-# Okabe and Ito's colours, which colour-blind readers tell apart (yellow is too faint for lines), for light pages and
-# for dark ones; markers and dashes say the same without any colour. Their numbers differ, so that pairs repeat late.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
-DARK_COLOURS = ("#56B4E9", "#EE7733", "#1CBF93", "#CC79A7", "#E69F00", "#FFFFFF")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-DASHES = ((), (7, 3), (2, 2), (8, 3, 2, 3), (12, 3))
+@dataclasses.dataclass(frozen=True)
+class _Trait:
+    """Something of a student that may vary along an x axis, instead of the share of the data.
+
+    Attributes:
+      field: of `Student`.
+      plain: the value that stands for all in the title of a line; also that of students that have no such trait.
+      label: of the axis.
+      even: places are 0, 1, 2 ... instead of the values in percent: lambda often doubles from value to value, and may
+        be 0, which a logarithmic axis has no place for.
+    """
+
+    field: str
+    plain: float | None
+    label: str
+    even: bool
+
+
+_TRAITS = {
+    "lambda": _Trait("rationale_weight", None, "weight of the rationale loss, λ (values evenly spaced)", True),
+    "wrong": _Trait("wrong_rationales", 0.0, "rationales exchanged for another row's, %", False),
+    "missing": _Trait("missing_rationales", 0.0, "rationales removed, %", False),
+}
+# Fewer say nothing of how gain goes with quality.
+_LEAST_QUALITIES = 3
 
 
 def make_figures(panels: Sequence[Panel]) -> list[Figure]:
-    """Accuracy against fraction for each panel, against lambda and size where there are several."""
+    """Accuracy against what varies: the fraction, lambda, spoiled rationales, size; and gain against rationale quality.
+
+    A panel whose cells all have one fraction has no figure over it where something else varies.
+    """
     students = all_students(panels)
-    slots, names = {student: slot for slot, student in enumerate(students)}, titles(students)
+    look = _Look(
+        {student: slot for slot, student in enumerate(students)},
+        titles(students),
+        {teacher: slot for slot, teacher in enumerate(dict.fromkeys(t for panel in panels for t in panel.teachers))},
+    )
     figures = []
     for number, panel in enumerate(panels, start=1):
-        stem, where = f"{number:02d}-{_stem(panel.dataset)}", f"{panel.dataset}, {panel.model}"
-        lines = tuple(
-            Line(names[student], slots[student], points)
-            for student in panel.students
-            if (points := _points(panel.cells, student, lambda student, fraction: 100 * fraction))
-        )
-        ticks = tuple((100 * fraction, f"{100 * fraction:g}") for fraction in panel.fractions)
-        # Beside 100 %, and beside each other: they often differ by less than their own size.
-        levels = tuple(
-            Level(f"paper, T5-base: {one.title}", one.accuracy, 100 + 2.5 * place)
-            for place, one in enumerate(published(panel.dataset) if 1.0 in panel.fractions else (), start=1)
-        )
-        label = "training data used, %"
-        figures.append(
-            Figure(f"{stem}-fraction", panel.dataset, where, label, ticks, False, lines, _teachers(panel) + levels)
-        )
-        if figure := _weights(panel, stem, where, slots):
-            figures.append(figure)
-    datasets = dict.fromkeys(panel.dataset for panel in panels)
-    for dataset in datasets:
+        stem = f"{number:02d}-{_stem(panel.dataset)}"
+        over_traits = [
+            figure for name, trait in _TRAITS.items() if (figure := _over_trait(panel, f"{stem}-{name}", trait, look))
+        ]
+        if len(panel.fractions) > 1 or not over_traits:
+            figures.append(_over_fractions(panel, f"{stem}-fraction", look))
+        figures += over_traits
+        figures += _qualities(panel, stem, look)
+    for dataset in dict.fromkeys(panel.dataset for panel in panels):
         alike = [panel for panel in panels if panel.dataset == dataset]
         if len(alike) > 1:
-            figures.append(_sizes(alike, f"{_stem(dataset)}-size", slots, names))
+            figures.append(_over_sizes(alike, f"{_stem(dataset)}-size", look))
     return figures
 
 
-def _points(
-    cells: Mapping[tuple[Student, float], Cell], student: Student, x: Callable[[Student, float], float]
-) -> tuple[Point, ...]:
-    return tuple(
-        Point(x(student, fraction), cell.mean, cell.runs)
-        for (_, fraction), cell in sorted(
-            ((key, cell) for key, cell in cells.items() if key[0] == student), key=lambda item: item[0][1]
-        )
-        if cell.mean
-    )
+class _Look(NamedTuple):
+    """What is the same in all figures: colours and titles."""
+
+    slots: Mapping[Student, int]
+    names: Mapping[Student, str]
+    teachers: Mapping[str, int]
+
+    def levels(self, panels: Iterable[Panel]) -> tuple[Level, ...]:
+        """A line for each teacher: few-shot CoT on the test split, or else on the split that its title names."""
+        found: dict[str, Level] = {}
+        for panel in panels:
+            for teacher, told in panel.teachers.items():
+                if one := shown(told):
+                    title = f"few-shot CoT, {teacher_name(teacher)} ({one.rows:,} rows of {one.split})"
+                    found.setdefault(teacher, Level(title, one.accuracy, self.teachers[teacher]))
+        return tuple(found.values())
 
 
-def _teachers(panel: Panel) -> tuple[Level, ...]:
-    return tuple(
-        Level(f"teacher {teacher_name(teacher)} ({told.rows:,} rows of {told.split})", told.accuracy)
-        for teacher, told in panel.teachers.items()
-    )
-
-
-def _weights(panel: Panel, stem: str, where: str, slots: Mapping[Student, int]) -> Figure | None:
-    """Accuracy against lambda at the largest fraction; the students that differ in nothing else are one line."""
-    fraction = panel.fractions[-1]
-    groups: dict[Student, list[Student]] = {}
+def _over_fractions(panel: Panel, name: str, look: _Look) -> Figure:
+    lines = []
     for student in panel.students:
-        cell = panel.cells.get((student, fraction))
-        if student.rationale_weight is not None and cell is not None and cell.mean:
-            groups.setdefault(student._replace(rationale_weight=None), []).append(student)
-    groups = {key: members for key, members in groups.items() if len(members) > 1}
-    names, lines, xs = titles(list(groups)), [], set[float]()
-    for key, members in groups.items():
-        points = []
-        for student in members:
-            cell, weight = panel.cells[student, fraction], student.rationale_weight
-            assert cell.mean is not None
-            assert weight is not None
-            points.append(Point(weight, cell.mean, cell.runs))
-        xs.update(point.x for point in points)
-        lines.append(Line(names[key], slots[members[0]], tuple(points)))
-    if not lines:
+        cells = [(fraction, panel.cells.get((student, fraction))) for fraction in panel.fractions]
+        if points := _points((100 * fraction, cell) for fraction, cell in cells):
+            lines.append(Line(look.names[student], look.slots[student], points))
+    ticks = tuple((100 * fraction, f"{100 * fraction:g}") for fraction in panel.fractions)
+    # Beside 100 %, and beside each other: they often differ by less than their own size.
+    paper = _paper(panel, lambda place: 100 + 2.5 * place) if 1.0 in panel.fractions else ()
+    where, levels = f"{panel.dataset}, {panel.model}", look.levels([panel]) + paper
+    return Figure(name, panel.dataset, where, "training data used, %", ticks, False, tuple(lines), levels)
+
+
+def _points(cells: Iterable[tuple[float, Cell | None]]) -> tuple[Point, ...]:
+    return _sorted(Point(x, cell.mean, cell.runs) for x, cell in cells if cell is not None and cell.mean)
+
+
+def _sorted(points: Iterable[Point]) -> tuple[Point, ...]:
+    return tuple(sorted(points, key=lambda point: point.x))
+
+
+def _paper(panel: Panel, x: Callable[[int], float]) -> tuple[Level, ...]:
+    found = enumerate(published(panel.dataset), start=1)
+    return tuple(Level(f"paper, T5-base: {one.title}", one.accuracy, at - 1, x(at)) for at, one in found)
+
+
+def _grouped(students: Iterable[Student], trait: str, plain: Any) -> dict[Student, list[Student]]:
+    """The students that differ in the trait alone, by the one that they would be without it; in their order."""
+    groups: dict[Student, list[Student]] = {}
+    for student in students:
+        groups.setdefault(student._replace(**{trait: plain}), []).append(student)
+    return groups
+
+
+def _over_trait(panel: Panel, name: str, trait: _Trait, look: _Look) -> Figure | None:
+    """Accuracy against a trait at the largest fraction; the students that differ in nothing else are one line.
+
+    Standard training has no such trait: a line from side to side.
+    """
+    fraction = panel.fractions[-1]
+    done = [student for student in panel.students if (student, fraction) in panel.cells]
+    flat = [s for s in done if s.method == "standard" or getattr(s, trait.field) is None]
+    groups = _grouped([student for student in done if student not in flat], trait.field, trait.plain)
+    if all(len(members) < 2 for members in groups.values()):
         return None
-    ticks = tuple((x, f"{x:g}") for x in sorted(xs))
-    title, label = f"{where}, {100 * fraction:g} % of the data", "weight of the rationale loss, λ"
-    return Figure(f"{stem}-lambda", panel.dataset, title, label, ticks, False, tuple(lines), _teachers(panel))
+    values = sorted({getattr(student, trait.field) for members in groups.values() for student in members})
+    places = {value: float(at) if trait.even else 100 * value for at, value in enumerate(values)}
+    names, lines = titles(list(groups)), []
+    for key, members in groups.items():
+        cells = [(places[getattr(student, trait.field)], panel.cells[student, fraction]) for student in members]
+        if points := _points(cells):
+            lines.append(Line(names[key], look.slots[members[0]], points))
+    for student in flat:
+        if points := _points([(places[values[0]], panel.cells[student, fraction])]):
+            lines.append(Line(look.names[student], look.slots[student], points, flat=True))
+    ticks = tuple((place, f"{value if trait.even else 100 * value:g}") for value, place in places.items())
+    where = f"{panel.dataset}, {panel.model}, {100 * fraction:g} % of the data"
+    return Figure(name, panel.dataset, where, trait.label, ticks, False, tuple(lines), look.levels([panel]))
 
 
-def _sizes(panels: Sequence[Panel], name: str, slots: Mapping[Student, int], names: Mapping[Student, str]) -> Figure:
+def _qualities(panel: Panel, stem: str, look: _Look) -> list[Figure]:
+    """What step-by-step gains over its standard training, against how right its rationales are.
+
+    At the largest fraction, where there are at least three teachers, or three shares of spoiled rationales.
+    """
+    gains = _gains(panel)
+    taught = {teacher: told["train"].accuracy for teacher, told in panel.teachers.items() if "train" in told}
+    by_teacher, by_noise = [], []
+    for key, members in _grouped([student for student in gains if student.teacher in taught], "teacher", None).items():
+        points = _sorted(Point(100 * taught[student.teacher or ""], *gains[student]) for student in members)
+        by_teacher.append(Line(titles([key])[key], look.slots[members[0]], points))
+    for trait, what in (("wrong_rationales", "exchanged"), ("missing_rationales", "removed")):
+        for key, members in _grouped(gains, trait, 0.0).items():
+            points = _sorted(Point(100 * (1 - getattr(student, trait)), *gains[student]) for student in members)
+            # The last one's look: the first, with all rationales as they were, may be on both lines.
+            title = f"{look.names.get(key) or titles([key])[key]}, the others {what}"
+            by_noise.append(Line(title, look.slots[members[-1]], points))
+    figures = []
+    for name, label, lines in (
+        ("teachers", "the teacher's labels that are right, training rows, %", by_teacher),
+        ("noise", "rationales left as they were, %", by_noise),
+    ):
+        lines = [line for line in lines if len(line.points) >= _LEAST_QUALITIES]
+        if lines:
+            ticks = tuple((x, f"{x:.3g}") for x in sorted({point.x for line in lines for point in line.points}))
+            where = f"{panel.dataset}, {panel.model}, {100 * panel.fractions[-1]:g} % of the data"
+            unit = ("gain over standard training, points", "points")
+            name = f"{stem}-gain-{name}"
+            figures.append(Figure(name, panel.dataset, where, label, ticks, False, tuple(lines), (), *unit))
+    return figures
+
+
+def _gains(panel: Panel) -> dict[Student, tuple[Mean, dict[int, float]]]:
+    """Step-by-step's accuracy minus that of its standard training: mean over the seeds that both have, and by seed."""
+    found = {}
+    fraction = panel.fractions[-1]
+    for one in panel.comparisons:
+        if one.fraction == fraction and (one.a.method, one.b.method) == ("step_by_step", "standard"):
+            a, b = (panel.cells[student, fraction].runs for student in (one.a, one.b))
+            if differences := {seed: a[seed] - b[seed] for seed in a if seed in b}:
+                found[one.a] = (mean_over_seeds(list(differences.values())), differences)
+    return found
+
+
+def _over_sizes(panels: Sequence[Panel], name: str, look: _Look) -> Figure:
     """Accuracy against the student's size at the largest fraction that all sizes have."""
     shared = set.intersection(*(set(panel.fractions) for panel in panels)) or {panels[0].fractions[-1]}
     fraction = max(shared)
@@ -161,67 +272,18 @@ def _sizes(panels: Sequence[Panel], name: str, slots: Mapping[Student, int], nam
     places = [float(count or 0) if logarithmic else float(at) for at, count in enumerate(counts)]
     lines = []
     for student in all_students(panels):
-        points = []
-        for place, panel in zip(places, panels, strict=True):
-            cell = panel.cells.get((student, fraction))
-            if cell is not None and cell.mean:
-                points.append(Point(place, cell.mean, cell.runs))
-        if points:
-            lines.append(Line(names[student], slots[student], tuple(sorted(points))))
+        cells = [(place, panel.cells.get((student, fraction))) for place, panel in zip(places, panels, strict=True)]
+        if points := _points(cells):
+            lines.append(Line(look.names[student], look.slots[student], points))
     ticks = tuple((place, panel.model) for place, panel in zip(places, panels, strict=True))
     title = f"{panels[0].dataset}, {100 * fraction:g} % of the data"
     label = "size of the student (parameters, logarithmic)" if logarithmic else "size of the student"
-    levels = tuple(dict.fromkeys(level for panel in panels for level in _teachers(panel)))
+    levels = look.levels(panels)
+    if logarithmic and fraction == 1.0:
+        # At the size that the paper tells, and beside each other to the left of it.
+        levels += _paper(panels[0], lambda place: PARAMETERS * 0.96 ** (place - 1))
     return Figure(name, panels[0].dataset, title, label, ticks, bool(logarithmic), tuple(lines), levels)
 
 
 def _stem(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-
-
-def draw(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Writes the figure as SVG and PNG, in percent, with bars of one standard error; returns the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    # The same figure gives the same file: no date, no random names inside. Text stays text.
-    with plt.rc_context({"svg.hashsalt": figure.name, "svg.fonttype": "none", "text.parse_math": False}):
-        drawn, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
-        for line in figure.lines:
-            axes.errorbar(
-                [point.x for point in line.points],
-                [100 * point.mean.mean for point in line.points],
-                yerr=[0.0 if math.isnan(point.mean.error) else 100 * point.mean.error for point in line.points],
-                marker=MARKERS[line.slot % len(MARKERS)],
-                linestyle=(0, DASHES[line.slot % len(DASHES)] or None),
-                color=COLOURS[line.slot % len(COLOURS)],
-                capsize=3,
-                label=line.title,
-            )
-        for at, level in enumerate(figure.levels):
-            if level.x is None:
-                axes.axhline(100 * level.y, color="#666666", linestyle=(0, (1, 1 + at)), label=level.title)
-            else:
-                marker = "xd^*s"[at % 5]
-                axes.plot(
-                    *(level.x, 100 * level.y, marker),
-                    label=level.title,
-                    color="#444444",
-                    markersize=8,
-                    markerfacecolor="none",
-                )
-        if figure.logarithmic:
-            axes.set_xscale("log")
-        axes.set(xlabel=figure.x_label, ylabel="test accuracy, %", title=figure.title)
-        axes.set_xticks([x for x, _ in figure.ticks], [text for _, text in figure.ticks], minor=False)
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-        if figure.lines or figure.levels:
-            drawn.legend(loc="outside lower center", ncols=2, fontsize="small")
-        files = [folder / f"{figure.name}.{suffix}" for suffix in ("svg", "png")]
-        drawn.savefig(files[0], metadata={"Date": None})
-        drawn.savefig(files[1], dpi=150)
-        plt.close(drawn)
-    return files

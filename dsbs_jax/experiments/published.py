@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# Of T5-base, as the paper tells them.
+PARAMETERS = 220_000_000
+
 
 class Published(NamedTuple):
     """One number of the paper; `accuracy` is a share in [0, 1]."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from dsbs_jax.experiments import report_content as content
-from dsbs_jax.experiments.analysis import all_students, analyse, titles
-from dsbs_jax.experiments.figures import draw, make_figures
+from dsbs_jax.experiments.analysis import Panel, all_students, analyse
+from dsbs_jax.experiments.figures import make_figures
 from dsbs_jax.experiments.report_data import report_rows
 from dsbs_jax.experiments.report_examples import examples_html
-from dsbs_jax.experiments.report_page import panel_tables, report_html
-from dsbs_jax.experiments.report_tables import to_latex, to_markdown
+from dsbs_jax.experiments.report_page import report_html
+from dsbs_jax.experiments.report_paper import data_table, single_task_tables, teacher_table
+from dsbs_jax.experiments.report_print import draw
+from dsbs_jax.experiments.report_tables import Table, to_latex, to_markdown
+from dsbs_jax.experiments.results import Row
+from dsbs_jax.experiments.students import titles
+from dsbs_jax.files import write_whole
 
 
 def write_report(root: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> pathlib.Path:
@@ -34,24 +40,38 @@ def write_report(root: str | os.PathLike[str], output: str | os.PathLike[str] | 
         raise ValueError(f"{root} holds no result yet: report when a run is finished.")
     base = pathlib.Path(root)
     folder = pathlib.Path(output) if output else (base.parent if base.is_file() else base) / "report"
-    panels = analyse(rows)
-    figures = make_figures(panels)
-    name = f"Report on {rows[0].sweep}"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    examples = examples_html(rows[0].sweep, panels)
-    if examples is not None:
-        (folder / "examples.html").write_text(examples, encoding="utf-8")
+    panels = analyse(rows)
+    named = titles(all_students(panels))
+    figures = make_figures(panels)
     for figure in figures:
         draw(figure, folder / "figures")
-    unfinished = content.unfinished_table(rows)
-    tables = [table for panel in panels for table in panel_tables(panel, panels)]
-    tables += [*([unfinished] if unfinished else []), content.cost_table(rows)]
-    named = titles(all_students(panels))
-    said = [f"- {content.where(panel)}: {one}" for panel in panels for one in content.findings(panel, named)]
-    text = "\n".join([f"# {name}", "", *said, "", *map(to_markdown, tables)])
-    (folder / "tables.md").write_text(text, encoding="utf-8")
-    (folder / "tables.tex").write_text("\n".join(map(to_latex, tables)), encoding="utf-8")
-    page = report_html(name, rows, panels, figures, "examples.html" if examples is not None else None)
+    sections = _sections(rows, panels, named)
+    name = f"Report on {rows[0].sweep}"
+    examples = examples_html(rows[0].sweep, panels)
+    if examples is not None:
+        write_whole(folder / "examples.html", examples)
+    tables = [table for _, tables in sections for table in tables]
+    found = [f"{content.where(panel)}: {one}" for panel in panels for one in content.findings(panel, named)]
+    text = "\n".join([f"# {name}", "", *(f"- {one}" for one in found), "", *map(to_markdown, tables)])
+    write_whole(folder / "tables.md", text)
+    write_whole(folder / "tables.tex", "\n".join(map(to_latex, tables)))
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, report_html(name, rows, found, figures, sections, "examples.html" if examples else None))
     return path
+
+
+def _sections(rows: Sequence[Row], panels: Sequence[Panel], named: content.Titles) -> list[tuple[str, list[Table]]]:
+    """The tables under their headings: those of each dataset, then those of all."""
+    sections: dict[str, list[Table | None]] = {}
+    for panel in panels:
+        made = (content.accuracy_table, content.comparison_table, teacher_table, content.saved_table)
+        sections.setdefault(panel.dataset, []).extend(make(panel, named) for make in made)
+    of_all: dict[str, list[Table | None]] = {
+        "One task or two": [*single_task_tables(panels, named)],
+        "Data": [data_table(rows, named)],
+        "Missing": [content.unfinished_table(rows)],
+        "What it took": [content.cost_table(rows)],
+    }
+    found = [(title, [table for table in tables if table]) for title, tables in (*sections.items(), *of_all.items())]
+    return [(title, tables) for title, tables in found if tables]

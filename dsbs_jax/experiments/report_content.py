@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from dsbs_jax.experiments.analysis import Cell as Runs
 from dsbs_jax.experiments.analysis import Panel, Student, Tested
 from dsbs_jax.experiments.published import published
+from dsbs_jax.experiments.report_data import shown
 from dsbs_jax.experiments.report_tables import Cell, Table
 from dsbs_jax.experiments.results import Row
 from dsbs_jax.experiments.statistics import DataSaved, Mean
+from dsbs_jax.experiments.students import teacher_name
 
 Titles = Mapping[Student, str]
 
@@ -21,7 +23,7 @@ def where(panel: Panel) -> str:
 
 
 def accuracy_table(panel: Panel, titles: Titles) -> Table:
-    """Accuracy of every student at every fraction, mean ± standard error over seeds; missing cells say so."""
+    """Accuracy of every student at every fraction, and of the teachers; missing cells say so."""
     values = published(panel.dataset)
     rows = []
     for student in panel.students:
@@ -30,11 +32,19 @@ def accuracy_table(panel: Panel, titles: Titles) -> Table:
             same = [f"{100 * one.accuracy:.2f}" for one in values if one[:2] == student[:2]]
             cells.append(Cell(" / ".join(same) or "none"))
         rows.append((Cell(titles[student]), *cells))
+    for teacher, told in panel.teachers.items():
+        if one := shown(told):
+            which = f", {teacher_name(teacher)}" if len(panel.teachers) > 1 else ""
+            name = f"few-shot CoT (the teacher itself{which}; {one.rows:,} rows of {one.split})"
+            cells = [Cell(f"{100 * one.accuracy:.2f}")] * len(panel.fractions) + [Cell("none")] * bool(values)
+            rows.append((Cell(name), *cells))
     said = f"{panel.test_examples:,} examples" if panel.test_examples else "an unknown number of examples"
     note = (
         f"Test accuracy in percent on {said}, against gold labels, at the step selected on validation: mean ± standard "
         "error over the seeds (sample deviation / square root of their number). Columns: share of the training data."
     )
+    if panel.teachers:
+        note += " Few-shot CoT uses no training data: it is how often the teacher's labels are the gold ones."
     if values:
         note += " Paper: T5-base with all data; for step-by-step with rationales of GPT-NeoX 20B / PaLM 540B."
     shares = [f"{100 * fraction:g} %" for fraction in panel.fractions]
@@ -78,17 +88,26 @@ def comparison_table(panel: Panel, titles: Titles) -> Table | None:
 
 def _tested(one: Tested, titles: Titles) -> tuple[Cell, ...]:
     name, share = Cell(f"{titles[one.a]} against {titles[one.b]}"), Cell(f"{100 * one.fraction:g} %")
+    seeds = Cell(_listed(one.comparison.seeds) if one.comparison else one.reason)
+    return name, share, difference(one), *p_values(one), seeds
+
+
+def difference(one: Tested) -> Cell:
+    """In points, with its standard error over test examples."""
     if one.comparison is None:
-        return name, share, *(Cell("not tested", one.reason) for _ in range(3)), Cell(one.reason)
-    test, made = one.comparison.test, one.comparison
+        return Cell("not tested", one.reason)
+    test = one.comparison.test
     low, high = (100 * limit for limit in test.interval)
-    detail = f"95 % interval {low:+.2f} to {high:+.2f}, over {made.examples:,} examples"
-    return (
-        *(name, share),
-        Cell(f"{100 * test.difference:+.2f} ± {100 * test.standard_error:.2f}", detail),
-        *(Cell(_p(one.adjusted, test.p_value)), Cell(_p(one.adjusted_seeds, test.seed_p_value))),
-        Cell(_listed(made.seeds)),
-    )
+    detail = f"95 % interval {low:+.2f} to {high:+.2f}, over {one.comparison.examples:,} examples"
+    return Cell(f"{100 * test.difference:+.2f} ± {100 * test.standard_error:.2f}", detail)
+
+
+def p_values(one: Tested) -> tuple[Cell, Cell]:
+    """Over examples and over seeds, corrected, and uncorrected in brackets."""
+    if one.comparison is None:
+        return Cell("not tested", one.reason), Cell("not tested", one.reason)
+    test = one.comparison.test
+    return Cell(_p(one.adjusted, test.p_value)), Cell(_p(one.adjusted_seeds, test.seed_p_value))
 
 
 def _p(adjusted: float, raw: float) -> str:

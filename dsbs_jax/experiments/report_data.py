@@ -1,11 +1,11 @@
-"""What a report is made from: rows of a sweep or of the demo, their answers to the test split, the teachers' cards."""
+"""What a report is made from: rows of a sweep or of the demo, students' answers, how right the teachers are."""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ import numpy as np
 from dsbs_jax.experiments.results import Row, rationale_weight, read_rows, reads_teacher
 from dsbs_jax.experiments.statistics import Answers
 from dsbs_jax.models.config import T5Config
-from dsbs_jax.teacher.labelled import labelled_file, read_labelled
 
 _UNNAMED = "student"
 
@@ -114,22 +113,33 @@ def read_answers(row: Row) -> Answers | None:
     return Answers(tuple(a["id"] for a in answers), np.array([a["correct"] for a in answers], bool))
 
 
-def teacher_accuracy(teacher: str | None) -> TeacherAccuracy | None:
-    """What the card of a labelled folder says of its teacher: of the test split, or else of what it labelled."""
-    card = pathlib.Path(teacher or "", "card.json")
-    if not teacher or not card.is_file():
+def read_data(row: Row) -> dict[str, dict[str, Any]] | None:
+    """How many examples each split of a finished run's data has (`splits`), and what was noted of its rows (`rows`).
+
+    The former is split -> count, the latter split -> reason -> count. None where the run's summary does not say.
+    """
+    path = pathlib.Path(row.folder, "summary.json")
+    if not row.folder or row.status != "finished" or not path.is_file():
         return None
-    splits = json.loads(card.read_text())
-    for split in ("test", "validation", "train"):
-        told = splits.get(split, {})
-        if told.get("accuracy") is not None:
-            return TeacherAccuracy(told["accuracy"], split, told["judged"])
-    return None
+    told = json.loads(path.read_text()).get("data", {})
+    return told if "splits" in told else None
 
 
-def teacher_rationales(teachers: Iterable[str | None]) -> dict[str, str]:
-    """The rationale of each test row, by id, from the first labelled folder that has labelled the test split."""
-    for teacher in teachers:
-        if teacher and (path := labelled_file(pathlib.Path(teacher), "test")):
-            return {row["id"]: row["rationale"] for row in read_labelled(path) if row["rationale"]}
-    return {}
+def shown(told: Mapping[str, TeacherAccuracy]) -> TeacherAccuracy | None:
+    """What a report says of a teacher: that of the test split, or else of the training rows."""
+    return told.get("test") or told.get("train")
+
+
+def teacher_accuracies(rows: Iterable[Row]) -> dict[str, dict[str, TeacherAccuracy]]:
+    """How often the teachers that runs of one dataset learn from are right, by teacher and split.
+
+    What the first finished run of a teacher says.
+    """
+    found: dict[str, dict[str, TeacherAccuracy]] = {}
+    for row in rows:
+        if row.teacher and row.teacher_accuracy and row.teacher not in found:
+            found[row.teacher] = {
+                split: TeacherAccuracy(told["right"] / told["rows"], split, told["rows"])
+                for split, told in row.teacher_accuracy.items()
+            }
+    return found

@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dsbs_jax.experiments.analysis import Panel, Student, all_students, titles
-from dsbs_jax.experiments.report_data import read_predictions, teacher_rationales
+from dsbs_jax.experiments.analysis import Panel, Student, all_students
+from dsbs_jax.experiments.report_data import read_predictions
+from dsbs_jax.experiments.students import teacher_name, titles
 from dsbs_jax.teacher.page import document, escaped
 
 # A page of more would be slow to open; which rows are left out is said.
@@ -46,7 +47,7 @@ function fits(row, group) {
   if (show === 'wrong' && Object.values(row.answers).some(right)) return false;
   const words = form.q.value.toLowerCase();
   const said = Object.values(row.answers).flat().map(answer => answer[1]);
-  return !words || [row.id, row.input, row.label, row.rationale || '', ...said]
+  return !words || [row.id, row.input, row.label, ...Object.values(row.teachers).flat(), ...said]
     .some(text => String(text).toLowerCase().includes(words));
 }
 function draw() {
@@ -60,7 +61,11 @@ function draw() {
     say('row', row.id);
     say('input', row.input);
     say('gold label', row.label);
-    if (row.rationale) say("teacher's rationale", row.rationale);
+    for (const [teacher, [rationale, label]] of Object.entries(row.teachers)) {
+      const of = Object.keys(row.teachers).length > 1 ? 'teacher ' + teacher : 'teacher';
+      if (rationale) say(of + "'s rationale", rationale);
+      if (label) say(of + "'s label", label);
+    }
     for (const [method, answers] of Object.entries(row.answers)) {
       const texts = {};
       for (const [seed, text, correct] of answers) (texts[text] = texts[text] || [correct, []])[1].push(seed);
@@ -128,14 +133,14 @@ def _group(panel: Panel, named: Mapping[Student, str]) -> dict[str, Any] | None:
                 if answer["id"] not in rows and len(rows) == _MOST_ROWS:
                     left_out.add(answer["id"])
                     continue
-                row = rows.setdefault(answer["id"], {**_asked(answer), "answers": {}})
+                row = rows.setdefault(answer["id"], {**_asked(answer), "teachers": {}, "answers": {}})
                 said = [run.seed, answer.get("prediction", ""), bool(answer["correct"])]
                 row["answers"].setdefault(str(at), []).append(said)
+                if run.teacher:
+                    told = [answer.get("rationale") or "", answer.get("teacher_label") or ""]
+                    row["teachers"].setdefault(teacher_name(run.teacher), told)
     if not rows:
         return None
-    for id, rationale in teacher_rationales(student.teacher for student in students).items():
-        if id in rows:
-            rows[id]["rationale"] = rationale
     note = "Right means right in more than half of the seeds."
     if left_out:
         note += f" The first {_MOST_ROWS:,} rows of the test split; {len(left_out):,} more are not on this page."

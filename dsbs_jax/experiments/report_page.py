@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dsbs_jax.experiments import report_content as content
-from dsbs_jax.experiments.analysis import Panel, all_students, titles
-from dsbs_jax.experiments.figures import COLOURS, DARK_COLOURS, Figure
+from dsbs_jax.experiments.figures import Figure
+from dsbs_jax.experiments.report_print import COLOURS, DARK_COLOURS
 from dsbs_jax.experiments.report_svg import figure_svg
 from dsbs_jax.experiments.report_tables import Table, to_html
 from dsbs_jax.experiments.results import Row
@@ -25,11 +24,14 @@ _STYLE = f"""
 .plot {{ margin: 18px 0; position: relative; }} figcaption {{ font-weight: 600; }}
 .plot .axis {{ stroke: var(--soft); fill: none; }} .plot .label {{ fill: var(--text); font-size: 13px; }}
 .series polyline, .series .error {{ fill: none; stroke: var(--own); stroke-width: 2; }}
-.series .error {{ stroke-width: 1.5; }} .series .point {{ fill: var(--own); stroke: var(--card); stroke-width: 1; }}
-.plot line.teacher {{ stroke: var(--soft); stroke-width: 2.5; }}
+.series .error {{ stroke-width: 1.5; }} .series .flat {{ stroke: var(--own); stroke-width: 2; }}
+.series .band {{ fill: var(--own); opacity: .15; }}
+.series .point {{ fill: var(--own); stroke: var(--card); stroke-width: 1; }}
+.plot line.teacher {{ stroke: var(--own); stroke-width: 2.5; }}
 .plot .mark {{ fill: none; stroke: var(--text); stroke-width: 1.6; }}
 [data-said] {{ cursor: pointer; pointer-events: all; outline: none; }}
 .point:hover, .point:focus {{ stroke: var(--text); stroke-width: 2.5; }}
+.plot line[data-said]:hover, .plot line[data-said]:focus {{ stroke-width: 4.5; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: 6px; }}
 .legend button {{ display: inline-flex; align-items: center; gap: 8px; padding: 4px 10px; border-radius: 8px;
   border: 1px solid var(--line); background: none; color: var(--text); font: inherit; font-size: 13px; cursor: pointer;
@@ -72,41 +74,33 @@ for (const button of document.querySelectorAll('.legend button')) {
 
 
 def report_html(
-    name: str, rows: Sequence[Row], panels: Sequence[Panel], figures: Sequence[Figure], examples: str | None
+    name: str,
+    rows: Sequence[Row],
+    findings: Sequence[str],
+    figures: Sequence[Figure],
+    sections: Sequence[tuple[str, Sequence[Table]]],
+    examples: str | None,
 ) -> str:
     """The page.
 
     Args:
-      name: of the sweep.
+      name: of the report.
       rows: all of them, finished or not.
-      panels: as `analyse` makes them of `rows`.
-      figures: as `make_figures` makes them of `panels`.
+      findings: sentences.
+      figures: each stands in the section of its dataset.
+      sections: headings, the datasets' names among them, and their tables.
       examples: address of the page of examples, relative to this one; None where there is none.
     """
-    named = titles(all_students(panels))
-    found = [f"{content.where(panel)}: {said}" for panel in panels for said in content.findings(panel, named)]
-    listed = "<ul>" + "".join(f"<li>{escaped(said)}</li>" for said in found) + "</ul>"
+    listed = "<ul>" + "".join(f"<li>{escaped(said)}</li>" for said in findings) + "</ul>"
     parts = [f"<h1>{escaped(name)}</h1>", _tiles(rows)]
-    parts.append(section("What came out", listed if found else '<p class="soft">Nothing can be compared yet.</p>'))
+    parts.append(section("What came out", listed if findings else '<p class="soft">Nothing can be compared yet.</p>'))
     if examples:
         parts.append(f'<p><a href="{escaped(examples)}">Look at examples</a>: what each student answered.</p>')
-    for dataset in dict.fromkeys(panel.dataset for panel in panels):
-        own = [panel for panel in panels if panel.dataset == dataset]
-        drawn = [figure_svg(figure) for figure in figures if figure.dataset == dataset]
-        tables = [to_html(table) for panel in own for table in panel_tables(panel, panels)]
-        parts.append(section(dataset, *drawn, *tables))
-    unfinished = content.unfinished_table(rows)
-    parts.append(section("Missing", to_html(unfinished)) if unfinished else "")
-    parts.append(section("What it took", to_html(content.cost_table(rows))))
+    for title, tables in sections:
+        drawn = [figure_svg(figure) for figure in figures if figure.dataset == title]
+        parts.append(section(title, *drawn, *map(to_html, tables)))
     data = '<div id="said" role="status" hidden></div>\n'
-    return document(name, "\n".join(filter(None, parts)), _STYLE, _SCRIPT, data)
-
-
-def panel_tables(panel: Panel, panels: Sequence[Panel]) -> list[Table]:
-    """The tables of one panel, its students titled as in the whole report."""
-    named = titles(all_students(panels))
-    made = (content.accuracy_table, content.comparison_table, content.saved_table)
-    return [table for make in made if (table := make(panel, named))]
+    return document(name, "\n".join(parts), _STYLE, _SCRIPT, data)
 
 
 def _tiles(rows: Sequence[Row]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from dsbs_jax.experiments.figures import DASHES, MARKERS, Figure, Level, Line, Point
+from dsbs_jax.experiments.figures import Figure, Level, Line, Point
+from dsbs_jax.experiments.report_print import COLOURS, DASHES, LEVEL_DASHES, MARKERS, level_colour
 from dsbs_jax.teacher.page import escaped
 
 _WIDTH, _HEIGHT = 720, 400
@@ -37,7 +38,7 @@ def figure_svg(figure: Figure) -> str:
     drawn += [_level(at, level, x, y) for at, level in enumerate(figure.levels)]
     drawn += [_line(line, x, y, figure) for line in figure.lines]
     buttons = [_button(f"s{line.slot}", line.title, _swatch(line)) for line in figure.lines]
-    buttons += [_button(f"l{at}", level.title, _level_swatch(at, level)) for at, level in enumerate(figure.levels)]
+    buttons += [_button(f"l{at}", level.title, _level_swatch(level)) for at, level in enumerate(figure.levels)]
     return (
         f'<figure class="plot"><figcaption>{escaped(figure.title)}</figcaption>'
         f'<div class="wide"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escaped(_spoken(figure))}">'
@@ -48,10 +49,10 @@ def figure_svg(figure: Figure) -> str:
 
 def _spoken(figure: Figure) -> str:
     lines = (
-        f"{line.title}: " + ", ".join(f"{100 * point.mean.mean:.1f} % at {point.x:g}" for point in line.points)
+        f"{line.title}: " + ", ".join(_said(figure, line, point).partition("\n")[0] for point in line.points)
         for line in figure.lines
     )
-    return f"Test accuracy against {figure.x_label}; {figure.title}. " + "; ".join(lines)
+    return f"{figure.y_label} against {figure.x_label}; {figure.title}. " + "; ".join(lines)
 
 
 def _scales(figure: Figure) -> tuple[Place, Place, list[float]]:
@@ -95,12 +96,14 @@ def _axes(figure: Figure, x: Place, y: Place, percents: list[float]) -> str:
     parts.append(f'<text class="label" x="{middle}" y="{_BOTTOM + 42}" text-anchor="middle">{figure.x_label}</text>')
     parts.append(
         f'<text class="label" transform="translate(14 {(_TOP + _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
-        "test accuracy, %</text>"
+        f"{figure.y_label}</text>"
     )
     return "".join(parts)
 
 
 def _line(line: Line, x: Place, y: Place, figure: Figure) -> str:
+    if line.flat:
+        return _flat(line, y, figure)
     path = " ".join(f"{x(point.x):.1f},{y(100 * point.mean.mean):.1f}" for point in line.points)
     parts = [f'<polyline points="{path}" stroke-dasharray="{_dash(line.slot)}"/>']
     for point in line.points:
@@ -111,18 +114,32 @@ def _line(line: Line, x: Place, y: Place, figure: Figure) -> str:
                 f'<path class="error" d="M{at:.1f} {low:.1f}V{high:.1f}'
                 f'M{at - 4:.1f} {low:.1f}h8M{at - 4:.1f} {high:.1f}h8"/>'
             )
-        said = escaped(f"{line.title}\n{_said(point, dict(figure.ticks))}")
+        said = escaped(f"{line.title}\n{_said(figure, line, point)}")
         parts.append(
             f'<path class="point" d="{_marker(line.slot)}" transform="translate({at:.1f} {y(mean):.1f})" '
             f'tabindex="0" data-said="{said}"><title>{said}</title></path>'
         )
-    return f'<g class="series slot{line.slot % 6}" data-series="s{line.slot}">{"".join(parts)}</g>'
+    return f'<g class="series slot{line.slot % len(COLOURS)}" data-series="s{line.slot}">{"".join(parts)}</g>'
 
 
-def _said(point: Point, ticks: dict[float, str]) -> str:
+def _flat(line: Line, y: Place, figure: Figure) -> str:
+    (point,) = line.points
+    at, error = y(100 * point.mean.mean), 0.0 if math.isnan(point.mean.error) else 100 * point.mean.error
+    top, bottom = (y(100 * point.mean.mean + one) for one in (error, -error))
+    said = escaped(f"{line.title}\n{_said(figure, line, point)}")
+    return (
+        f'<g class="series slot{line.slot % len(COLOURS)}" data-series="s{line.slot}">'
+        f'<path class="band" d="M{_LEFT} {top:.1f}H{_RIGHT}V{bottom:.1f}H{_LEFT}z"/>'
+        f'<line class="flat" x1="{_LEFT}" x2="{_RIGHT}" y1="{at:.1f}" y2="{at:.1f}" tabindex="0" '
+        f'stroke-dasharray="{_dash(line.slot)}" data-said="{said}"><title>{said}</title></line></g>'
+    )
+
+
+def _said(figure: Figure, line: Line, point: Point) -> str:
     error = "" if math.isnan(point.mean.error) else f" ± {100 * point.mean.error:.2f}"
     seeds = ", ".join(f"seed {seed}: {100 * value:.2f}" for seed, value in point.runs.items())
-    return f"{100 * point.mean.mean:.2f}{error} % at {ticks.get(point.x, f'{point.x:g}')}\n{seeds}"
+    where = "" if line.flat else f" at {figure.named(point.x)}"
+    return f"{100 * point.mean.mean:.2f}{error} {figure.unit}{where}\n{seeds}"
 
 
 def _level(at: int, level: Level, x: Place, y: Place) -> str:
@@ -130,14 +147,14 @@ def _level(at: int, level: Level, x: Place, y: Place) -> str:
     if level.x is None:
         shape = (
             f'<line class="teacher" x1="{_LEFT}" x2="{_RIGHT}" y1="{high:.1f}" y2="{high:.1f}" tabindex="0" '
-            f'stroke-dasharray="2 {3 + 2 * at}" data-said="{said}"><title>{said}</title></line>'
+            f'stroke-dasharray="{_level_dash(level)}" data-said="{said}"><title>{said}</title></line>'
         )
     else:
         shape = (
-            f'<path class="mark" d="{_LEVEL_PATHS[at % len(_LEVEL_PATHS)]}" tabindex="0" '
+            f'<path class="mark" d="{_LEVEL_PATHS[level.slot % len(_LEVEL_PATHS)]}" tabindex="0" '
             f'transform="translate({x(level.x):.1f} {high:.1f})" data-said="{said}"><title>{said}</title></path>'
         )
-    return f'<g class="level" data-series="l{at}">{shape}</g>'
+    return f'<g class="level slot{level_colour(level.slot)}" data-series="l{at}">{shape}</g>'
 
 
 def _button(series: str, title: str, swatch: str) -> str:
@@ -145,20 +162,20 @@ def _button(series: str, title: str, swatch: str) -> str:
 
 
 def _swatch(line: Line) -> str:
+    marker = "" if line.flat else f'<path class="point" d="{_marker(line.slot)}"/>'
     return (
-        f'<svg class="swatch series slot{line.slot % 6}" viewBox="-20 -8 40 16" aria-hidden="true">'
-        f'<polyline points="-20,0 20,0" stroke-dasharray="{_dash(line.slot)}"/>'
-        f'<path class="point" d="{_marker(line.slot)}"/></svg>'
+        f'<svg class="swatch series slot{line.slot % len(COLOURS)}" viewBox="-20 -8 40 16" aria-hidden="true">'
+        f'<polyline points="-20,0 20,0" stroke-dasharray="{_dash(line.slot)}"/>{marker}</svg>'
     )
 
 
-def _level_swatch(at: int, level: Level) -> str:
+def _level_swatch(level: Level) -> str:
     shape = (
-        f'<line class="teacher" x1="-20" x2="20" y1="0" y2="0" stroke-dasharray="2 {3 + 2 * at}"/>'
+        f'<line class="teacher" x1="-20" x2="20" y1="0" y2="0" stroke-dasharray="{_level_dash(level)}"/>'
         if level.x is None
-        else f'<path class="mark" d="{_LEVEL_PATHS[at % len(_LEVEL_PATHS)]}"/>'
+        else f'<path class="mark" d="{_LEVEL_PATHS[level.slot % len(_LEVEL_PATHS)]}"/>'
     )
-    return f'<svg class="swatch" viewBox="-20 -8 40 16" aria-hidden="true">{shape}</svg>'
+    return f'<svg class="swatch slot{level_colour(level.slot)}" viewBox="-20 -8 40 16" aria-hidden="true">{shape}</svg>'
 
 
 def _marker(slot: int) -> str:
@@ -167,3 +184,7 @@ def _marker(slot: int) -> str:
 
 def _dash(slot: int) -> str:
     return " ".join(map(str, DASHES[slot % len(DASHES)])) or "none"
+
+
+def _level_dash(level: Level) -> str:
+    return " ".join(map(str, LEVEL_DASHES[level.slot % len(LEVEL_DASHES)]))

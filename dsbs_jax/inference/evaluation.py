@@ -22,6 +22,9 @@ from dsbs_jax.models.t5 import T5
 from dsbs_jax.schema import Example, Method
 from dsbs_jax.sharding.arrays import local_rows, put_batch
 
+# What the store says of a row's teacher.
+_OF_TEACHER = ("teacher_label", "rationale")
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -30,7 +33,7 @@ class Evaluation:
     Attributes:
       accuracy: share of the rows answered correctly.
       rows: one dict per row in the split's order: `id`, `input`, `label`, `prediction`, `correct`, and `output`, the
-        decoded text that the prediction was read from.
+        decoded text that the prediction was read from; `teacher_label` and `rationale` where the teacher gave them.
     """
 
     accuracy: float
@@ -94,6 +97,7 @@ class Evaluator:
                 "prediction": prediction,
                 "correct": bool(right),
                 "output": output,
+                **{name: example[name] for name in _OF_TEACHER if example.get(name)},
             }
             for example, prediction, right, output in zip(examples, predictions, correct, outputs, strict=True)
         ]

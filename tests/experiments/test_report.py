@@ -4,6 +4,7 @@ import dataclasses
 import html.parser
 import json
 import math
+import pathlib
 import re
 import shutil
 import subprocess
@@ -13,13 +14,15 @@ import numpy as np
 import pytest
 
 from dsbs_jax.experiments import report_content as content
-from dsbs_jax.experiments.analysis import analyse, titles
+from dsbs_jax.experiments.analysis import all_students, analyse
 from dsbs_jax.experiments.figures import make_figures
 from dsbs_jax.experiments.published import published
 from dsbs_jax.experiments.report import write_report
 from dsbs_jax.experiments.report_data import report_rows
+from dsbs_jax.experiments.report_paper import data_table, single_task_tables, teacher_table
 from dsbs_jax.experiments.report_tables import Cell, Table, to_latex, to_markdown
 from dsbs_jax.experiments.results import Row
+from dsbs_jax.experiments.students import Student, pairs, titles
 
 EXAMPLES = 40
 EVIL = "</script><script>console.error('ran')</script><img src=x onerror=alert(1)> <!-- & | \\ \u2028 \"'"
@@ -199,22 +202,154 @@ def test_sizes_and_lambdas_have_figures_of_their_own(tmp_path):
         for weight, count in ((0.5, 22), (1.0, 25))
     ]
     figures = {figure.name: figure for figure in make_figures(analyse([*sizes, *lambdas]))}
-    (line,) = figures["01-cqa-lambda"].lines
-    assert [(point.x, point.mean.mean) for point in line.points] == [(0.5, 22 / EXAMPLES), (1.0, 25 / EXAMPLES)]
+    # All cells have one share of the data, so that lambda is what varies; standard training has none.
+    assert "01-cqa-fraction" not in figures
+    line, flat = figures["01-cqa-lambda"].lines
+    assert [point.mean.mean for point in line.points] == [22 / EXAMPLES, 25 / EXAMPLES]
+    assert [figures["01-cqa-lambda"].named(point.x) for point in line.points] == ["0.5", "1"]
+    assert (flat.title, flat.flat, flat.points[0].mean.mean) == ("standard finetuning", True, 30 / EXAMPLES)
+    assert not line.flat
     line = figures["cqa-size"].lines[0]
     assert [point.mean.mean for point in line.points] == [20 / EXAMPLES, 30 / EXAMPLES]
     assert [text for _, text in sorted(figures["cqa-size"].ticks)] == ["large", "base"]
     assert figures["cqa-size"].logarithmic
+    # The paper's values stand at its size, whatever the sizes here.
+    marks = [level for level in figures["cqa-size"].levels if level.x is not None]
+    assert (marks[0].y, marks[0].x) == (0.6219, 220e6)
+    assert all(200e6 / 1.2 < mark.x <= 220e6 for mark in marks)
     named = titles(analyse(lambdas)[0].students)
     assert sorted(named.values()) == ["step-by-step, λ = 0.5", "step-by-step, λ = 1"]
 
 
-def test_the_teachers_accuracy_is_a_line_where_its_card_tells_it(tmp_path):
-    (tmp_path / "expert").mkdir()
-    (tmp_path / "expert" / "card.json").write_text(json.dumps({"train": {"accuracy": 0.8, "judged": 960}}))
-    rows = [make_row(tmp_path, "step_by_step", 1.0, 0, first(30), teacher=str(tmp_path / "expert"))]
-    levels = make_figures(analyse(rows))[0].levels
-    assert ("teacher expert (960 rows of train)", 0.8, None) in levels
+def told(train, test=None):
+    """How often a teacher is right, as a run's summary says it."""
+    splits = {"train": train, "test": test}
+    return {split: {"rows": EXAMPLES, "right": right} for split, right in splits.items() if right is not None}
+
+
+def test_teachers_are_lines_and_rows_that_tell_split_and_count(tmp_path):
+    # PaLM answered the test split, the labelled folder's teacher did not.
+    teachers = {"llm": told(30, 28), "labels/expert": told(32)}
+    rows = [
+        make_row(tmp_path / str(at), "step_by_step", 1.0, 0, first(30), teacher=teacher, teacher_accuracy=accuracy)
+        for at, (teacher, accuracy) in enumerate(teachers.items())
+    ]
+    (panel,) = analyse(rows)
+    palm, expert = (level for level in make_figures([panel])[0].levels if level.x is None)
+    assert (expert.title, expert.y) == ("few-shot CoT, expert (40 rows of train)", 0.8)
+    assert (palm.title, palm.y) == ("few-shot CoT, llm (40 rows of test)", 0.7)
+    assert expert.slot != palm.slot
+    lines = [[cell.text for cell in row] for row in content.accuracy_table(panel, titles(panel.students)).rows]
+    assert lines[2:] == [
+        ["few-shot CoT (the teacher itself, llm; 40 rows of test)", "70.00", "none"],
+        ["few-shot CoT (the teacher itself, expert; 40 rows of train)", "80.00", "none"],
+    ]
+
+
+def test_a_baseline_is_told_the_same_where_there_is_one(tmp_path):
+    def student(method, label_source="gold", teacher=None, variant="", wrong=0.0):
+        return Student(method, label_source, teacher, None, variant, wrong, 0.0)
+
+    plain, filtered = student("standard"), student("standard", teacher="a", variant="gold_filtered")
+    distilled = [student("standard", "teacher", teacher) for teacher in "ab"]
+    single = [student("single_task", teacher="a", wrong=share) for share in (0.0, 0.5)]
+    baselines = [plain, filtered, *distilled, *single]
+    for challenger, expected in (
+        (student("step_by_step", teacher="a"), [plain, single[0]]),
+        (student("step_by_step", teacher="a", wrong=0.5), [plain, single[1]]),
+        (student("step_by_step", teacher="a", wrong=0.25), [plain, single[0]]),
+        (student("step_by_step", teacher="a", variant="gold_filtered"), [filtered, single[0]]),
+        (student("step_by_step", teacher="c", variant="asdiv"), [plain]),
+        (student("step_by_step", "teacher", "b"), [distilled[1]]),
+        (student("step_by_step", "teacher", "c"), []),
+    ):
+        found = [b for a, b in pairs([*baselines, challenger]) if a == challenger]
+        assert found == expected, challenger
+    assert (single[0], plain) in pairs(baselines)
+
+
+def test_gain_goes_against_the_quality_of_rationales(tmp_path):
+    """Three teachers and three shares of exchanged rationales, two seeds; standard training is the same for all."""
+    rows = [make_row(tmp_path, "standard", 1.0, seed, first(10 + seed)) for seed in (0, 1)]
+    taught = {"a": (20, 12), "b": (30, 16), "c": (36, 24)}
+    for teacher, (right, count) in taught.items():
+        rows += [
+            make_row(
+                *(tmp_path / teacher, "step_by_step", 1.0, seed, first(count)),
+                teacher=teacher,
+                teacher_accuracy=told(right, right),
+            )
+            for seed in (0, 1)
+        ]
+    for wrong, count in ((0.5, 12), (1.0, 8)):
+        rows += [
+            make_row(
+                *(tmp_path / f"c{wrong}", "step_by_step", 1.0, seed, first(count)),
+                teacher="c",
+                wrong_rationales=wrong,
+                teacher_accuracy=told(36, 36),
+            )
+            for seed in (0, 1)
+        ]
+    (panel,) = analyse(rows)
+    figures = {figure.name: figure for figure in make_figures([panel])}
+    assert sorted(figures) == ["01-cqa-gain-noise", "01-cqa-gain-teachers", "01-cqa-wrong"]
+    (line,) = (line for line in figures["01-cqa-gain-teachers"].lines if len(line.points) == 3)
+    assert [point.x for point in line.points] == [50, 75, 90]
+    # 12, 16 and 24 of 40 against 10 and 11: the paired difference over seeds, half a row as its error.
+    assert [40 * point.mean.mean for point in line.points] == pytest.approx([1.5, 5.5, 13.5])
+    assert 40 * line.points[0].mean.error == pytest.approx(0.5)
+    (line,) = figures["01-cqa-gain-noise"].lines
+    assert [point.x for point in line.points] == [0, 50, 100]
+    assert [40 * point.mean.mean for point in line.points] == pytest.approx([-2.5, 1.5, 13.5])
+    assert "exchanged" in line.title
+    wrong = figures["01-cqa-wrong"]
+    assert [(line.title, line.flat, len(line.points)) for line in wrong.lines] == [
+        *(("step-by-step, a", False, 1), ("step-by-step, b", False, 1), ("step-by-step, c", False, 3)),
+        ("standard finetuning", True, 1),
+    ]
+
+    named = titles(panel.students)
+    table = teacher_table(panel, named)
+    lines = {row[0].text: [cell.text for cell in row[1:5]] for row in table.rows}
+    assert lines["step-by-step, a"] == ["train 50.00 / test 50.00", "30.00 ± 0.00", "26.25 ± 1.25", "+3.75 ± 2.77"]
+    assert "step-by-step, c, 50 % of rationales wrong" in lines
+    assert teacher_table(analyse(rows[:4])[0], named) is None
+
+
+def test_one_task_or_two_over_datasets(tmp_path):
+    rows = [
+        make_row(tmp_path / str(at), method, 1.0, seed, first(count + seed), dataset=dataset)
+        for at, (dataset, counts) in enumerate({"cqa": (10, 8, 14), "bestiary": (20, 22, 30)}.items())
+        for method, count in zip(("standard", "single_task", "step_by_step"), counts, strict=True)
+        for seed in (0, 1)
+    ]
+    panels = analyse(rows)
+    named = titles(all_students(panels))
+    (table,) = single_task_tables(panels, named)
+    assert table.header == ("method", "cqa", "bestiary")
+    lines = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert lines["standard training"] == ["26.25 ± 1.25", "51.25 ± 1.25"]
+    assert lines["single task, [rationale, label]"] == ["21.25 ± 1.25", "56.25 ± 1.25"]
+    assert [text.split(" ")[0] for text in lines["multi-task minus single task"]] == ["+15.00", "+20.00"]
+    assert lines["paper, multi-task"] == ["63.29", "none"]
+    assert single_task_tables(analyse([row for row in rows if row.method != "single_task"]), named) == []
+
+
+def test_the_data_and_what_became_of_it(rows):
+    (panel,) = analyse(rows)
+    named = titles(panel.students)
+    assert data_table(rows, named) is None
+    for row in rows[:-1]:
+        unread = 29 if row.method == "step_by_step" else 0
+        data = {"splits": {"train": 8766, "validation": 975, "test": 1221}, "rows": {"train": {"no_marker": unread}}}
+        data["rows"] = data["rows"] if unread else {"train": {}}
+        pathlib.Path(row.folder, "summary.json").write_text(json.dumps({"data": data}))
+    lines = [[cell.text for cell in row] for row in data_table(rows, named).rows]
+    assert lines == [
+        ["cqa (standard finetuning)", "8,766", "975", "1,221", "nothing"],
+        ["cqa (step-by-step)", "8,766", "975", "1,221", "train: 29 no_marker"],
+    ]
 
 
 def test_the_demos_results_are_rows(tmp_path):

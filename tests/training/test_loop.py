@@ -242,6 +242,8 @@ def test_eval_and_predict_use_the_selected_weights(dsbs, finished, tmp_path):
     assert (told["accuracy"], told["step"]) == (result["test_accuracy"], result["selected_step"])
     rows = lines(finished / "predictions_test.jsonl")
     assert lines(tmp_path / "out.jsonl") == rows
+    # What the teacher said of a row stands beside the student's answer; this one is always right.
+    assert all(row["teacher_label"] == row["label"] and row["label"] in row["rationale"] for row in rows)
 
     (tmp_path / "in.txt").write_text("".join(row["input"] + "\n" for row in rows[:5]))
     process = dsbs("predict", "--model_dir", finished, "--input", tmp_path / "in.txt")
