@@ -84,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("demo", _demo, "distil on the embedded dataset: both methods, fractions, seeds; a table and a plot")
     sub.add_argument("--output", default="runs/demo", help="folder for results (default: %(default)s)")
 
-    sub = verb("data", _data, "list, show or check datasets")
-    sub.add_argument("action", choices=("list", "show", "check"))
-    sub.add_argument("dataset", nargs="?", help="for show and check: a name such as cqa, or a gin file of your own")
+    sub = verb("data", _data, "list, show or check datasets; their sizes as a table")
+    sub.add_argument("action", choices=("list", "show", "check", "stats"))
+    sub.add_argument("dataset", nargs="*", help="but for list: names such as cqa, or gin files of your own")
     sub.add_argument("--split", default="train", help="for show (default: %(default)s)")
     sub.add_argument("-n", type=int, default=3, help="for show: how many examples (default: %(default)s)")
     sub.add_argument("--json", action="store_true", help="for check: one JSON object instead of text")
@@ -209,12 +209,16 @@ def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
 
     if not arguments.dataset:
         raise ValueError(f"Name a dataset: dsbs data {arguments.action} NAME; `dsbs data list` shows them.")
-    files = ("runs/train", _description(arguments.dataset))
-    request = _parse_gin(arguments, bindings, PrepareConfig, *files)().store_request()
-    if arguments.action == "show":
-        print(inspect.show(request, arguments.split, arguments.n))
-    else:
-        print(inspect.check(request, as_json=arguments.json))
+    files = [("runs/train", _description(name)) for name in arguments.dataset]
+    requests = [_parse_gin(arguments, bindings, PrepareConfig, *both)().store_request() for both in files]
+    if arguments.action == "stats":
+        print(inspect.statistics(requests))
+        return
+    for request in requests:
+        if arguments.action == "show":
+            print(inspect.show(request, arguments.split, arguments.n))
+        else:
+            print(inspect.check(request, as_json=arguments.json))
 
 
 def _description(dataset: str) -> str:

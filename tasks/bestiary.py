@@ -309,12 +309,38 @@ def read(
     values: int = Parameters.values,
     seed: int = Parameters.seed,
     rows: int = Parameters.rows,
+    labelled: float = 1.0,
+    unlabelled: float = 0.0,
 ) -> Rows:
-    """The rows of one split, see `Parameters`; nothing is read from `data_dir`."""
+    """The rows of one split, see `Parameters`; nothing is read from `data_dir`.
+
+    Args:
+      split: `train`, `validation` or `test`.
+      data_dir: not read.
+      creatures, kinds, attributes, values, seed, rows: of `Parameters`.
+      labelled: share of the training questions that are there at all, in (0, 1].
+      unlabelled: share of them that are there besides as inputs without gold labels, which a teacher may have labelled.
+
+    Raises:
+      ValueError: for a world, or shares of it, that do not exist.
+    """
     del data_dir
+    if not 0 < labelled <= 1 or unlabelled < 0 or labelled + unlabelled > 1:
+        raise ValueError(
+            f"bestiary: labelled is {labelled} and unlabelled is {unlabelled}; they are shares of the training "
+            "questions, the first above 0, both together at most 1."
+        )
     parameters = Parameters(creatures, kinds, attributes, values, seed, rows)
-    questions = World(parameters).questions(split)
-    return Rows(questions, where=f"the generated world {parameters}", answers=questions.answers)
+    world = World(parameters)
+    questions = world.questions(split)
+    where = f"the generated world {parameters}"
+    extra = None
+    if split == "train":
+        ends = [round(share * len(questions)) for share in (labelled, labelled + unlabelled)]
+        rest = Questions(world, "unlabelled", questions.pairs[ends[0] : ends[1]])
+        questions = Questions(world, split, questions.pairs[: ends[0]])
+        extra = Rows(rest, where, answers=rest.answers) if len(rest) else None
+    return Rows(questions, where, answers=questions.answers, extra=extra)
 
 
 DATASET = Dataset(

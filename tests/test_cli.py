@@ -47,6 +47,7 @@ def test_the_installed_script_is_the_module():
         (("train", "--modeldir", "x"), "unknown arguments: --modeldir x"),
         (("train", "--gin_file", "datasets/bestiary"), "give --gin.MODEL=... and --gin.MODEL_DIR=..."),
         (("data", "show"), "Name a dataset"),
+        (("data", "stats"), "Name a dataset"),
         (("data", "show", "bestiari"), "Did you mean"),
         (("data", "check", "cqa", "--data_dir", "/nowhere", "--gin.VOCABULARY='bestiary'"), "/nowhere"),
         (("eval", "--model_dir", "/nowhere"), "/nowhere"),

@@ -86,6 +86,29 @@ def check(request: StoreRequest, as_json: bool = False) -> str:
     return "\n".join(lines)
 
 
+def statistics(requests: Sequence[StoreRequest]) -> str:
+    """The paper's Table 3: examples of each dataset's splits, and how often its teacher is right; in Markdown.
+
+    A dataset whose files are not there is named below the table, with the reason.
+
+    Raises:
+      ValueError: for rows that are wrong, or a dataset that does not exist.
+    """
+    lines = [f"| dataset | {' | '.join(SPLITS)} | {' | '.join(f'teacher right, {split}' for split in SPLITS)} |"]
+    lines.append(f"|---|{'---:|' * 2 * len(SPLITS)}")
+    absent = []
+    for request in requests:
+        dataset = _dataset(request)
+        try:
+            counts = [_load(dataset, request, split).counts for split in SPLITS]
+        except FileNotFoundError as error:
+            absent.append(f"{dataset.name}: {error}")
+            continue
+        right = [f"{one.teacher_right / one.teacher_judged:.4f}" if one.teacher_judged else "" for one in counts]
+        lines.append(f"| {' | '.join([dataset.name, *(f'{one.kept:,}' for one in counts), *right])} |")
+    return "\n".join([*lines, *absent])
+
+
 def describe(loaded: LoadedSplit, request: StoreRequest) -> dict[str, Any]:
     """Facts about one split, as JSON values: the fields of `Counts`, label counts, lengths, the teacher's accuracy.
 

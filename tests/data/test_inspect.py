@@ -1,4 +1,4 @@
-"""`dsbs data list | show | check`."""
+"""`dsbs data list | show | check | stats`."""
 
 import json
 
@@ -57,6 +57,14 @@ def test_check_accounts_for_every_row(request_for):
     assert "train: 3 of 3 rows" in text
     assert "teacher's answer not read in full: 1 (no_marker)" in text
     assert "teacher's accuracy: 0.3333" in text
+
+
+def test_stats_are_a_table_and_name_what_is_not_there(request_for):
+    elsewhere = StoreRequest("cqa", VOCABULARY, data_dir=request_for.data_dir)
+    table = inspect.statistics([request_for, StoreRequest("bestiary", VOCABULARY), elsewhere]).splitlines()
+    assert table[2] == "| esnli | 3 | 3 | 3 | 0.3333 | 0.3333 | 0.3333 |"
+    assert table[3] == "| bestiary | 960 | 240 | 240 | 1.0000 | 1.0000 | 1.0000 |"
+    assert table[4].startswith("cqa: There is no folder")
 
 
 def test_rationales_without_labels_have_no_accuracy(tmp_path):

@@ -11,6 +11,7 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsbs_jax.data.accounts import NOTHING_TO_LEARN
 from dsbs_jax.data.dataset import SPLITS
 from dsbs_jax.data.vocabulary import Vocabulary
 from dsbs_jax.tasks.bestiary import ATTRIBUTES, DATASET, KINDS, VOCABULARY_PATH, Parameters, World, generate
@@ -199,7 +200,7 @@ def test_the_dataset_loads_every_row_and_takes_every_parameter():
         assert loaded.counts.no_rationale == 0
     small = DATASET.with_arguments(creatures=20, kinds=4, values=3, attributes=6, seed=9)
     assert small.examples("test") == list(generate(Parameters(20, 4, 6, 3, 9), "test"))
-    assert DATASET.argument_defaults() == dataclasses.asdict(Parameters())
+    assert DATASET.argument_defaults() == dataclasses.asdict(Parameters()) | {"labelled": 1.0, "unlabelled": 0.0}
 
 
 def test_teachers_that_err_err_as_often_as_they_say_and_the_worse_where_the_better_do():
@@ -221,6 +222,22 @@ def test_teachers_that_err_err_as_often_as_they_say_and_the_worse_where_the_bett
     assert len(right["errs_50"] - right["errs_18"]) < 20  # a wrong kind with the right value, by luck
     with pytest.raises(ValueError, match="bestiary has no teacher 'palm': 'llm' is always right"):
         DATASET.load("train", teacher="palm")
+
+
+def test_a_share_of_the_questions_can_be_without_gold_labels_and_the_teacher_answers_them(world):
+    half = DATASET.with_arguments(labelled=0.5).load("train", teacher="errs_18")
+    both = DATASET.with_arguments(labelled=0.5, unlabelled=0.25).load("train", teacher="errs_18")
+    # Of the 240 without a gold label the teacher has not answered 11.
+    assert (half.counts.kept, both.counts.kept, both.counts.unlabelled) == (480, 709, 229)
+    assert both.counts.skipped == {NOTHING_TO_LEARN: 11}
+    assert half.examples == both.examples[:480]
+    everything = [example.input for example in world.questions("train")]
+    extra = both.examples[480:]
+    assert {example.input for example in extra} < set(everything[480:720])
+    assert all(example.label is None and example.target_label("teacher") for example in extra)
+    assert len(DATASET.with_arguments(labelled=0.5).examples("test")) == 240
+    with pytest.raises(ValueError, match="both together at most 1"):
+        DATASET.with_arguments(labelled=0.8, unlabelled=0.5).load("train")
 
 
 def test_the_vocabulary_spells_the_world_with_few_pieces(world):
