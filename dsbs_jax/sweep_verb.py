@@ -33,7 +33,8 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[str]) -> int:
-    """Does what the flags say; returns 1 where cells failed, 130 or 143 where a signal stopped the workers, else 0.
+    """Does what the flags say; returns 1 where cells failed or a search cannot go on, 130 or 143 where a signal stopped
+    the workers, else 0.
 
     Args:
       arguments: of `add_flags`, with `gin_file` and `data_dir`.
@@ -51,7 +52,7 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     if arguments.submit and not runs:
         raise ValueError(f"--submit {arguments.submit} says how cells are run: give --run or --retry-failed with it.")
     from dsbs_jax import gin_config
-    from dsbs_jax.experiments import results, submission, sweep, workers
+    from dsbs_jax.experiments import results, search, submission, sweep, workers
     from dsbs_jax.sharding.cluster import refuse_several
     from dsbs_jax.sharding.compilation import keep_compilations
     from dsbs_jax.training.config import TrainConfig
@@ -82,17 +83,24 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         print(f"How far they are: {shlex.join(['dsbs', 'sweep', *words, '--status'])}")
         return 0
     stopped = 0
+    if runs and config.search:
+        sweep.check_teachers(cells)
     if runs and arguments.workers > 1:
         stopped = workers.work_in_processes(command, arguments.workers, config.folder)
+    elif runs and config.search:
+        sweep.work_by_plan(cells, build, search.planned)
     elif runs:
         sweep.work(cells, build)
     rows = [cell.row() for cell in cells]
+    states = search.searches(rows) if config.search else []
     if arguments.list:
         points = sum(1 for _ in config.points())
-        print("\n".join(map(sweep.describe, rows)))
+        print("\n".join(sweep.describe(row) + search.note(states, row) for row in rows))
         print(f"{len(rows)} cells" + (f" ({points} points, of which some coincide)" if points > len(rows) else ""))
     if runs or arguments.status:
-        print(sweep.status(rows))
+        print(sweep.status(rows, search.skipped(states)))
+        if states:
+            print(search.report(states))
     if arguments.csv == "-":
         sys.stdout.write(results.to_csv(rows))
     elif arguments.csv:
@@ -102,7 +110,8 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     if arguments.sql:
         names, found = results.query(config.folder / _DATABASE, arguments.sql)
         print("\n".join("\t".join(map(str, line)) for line in [names, *found]))
-    return stopped or int(bool(runs) and any(row.status == "failed" for row in rows))
+    bad = any(row.status == "failed" for row in rows) or any(state.stopped for state in states)
+    return stopped or int(bool(runs) and bad)
 
 
 def _same_sweep(arguments: argparse.Namespace, bindings: Sequence[str], folder: pathlib.Path) -> list[str]:

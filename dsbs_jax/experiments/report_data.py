@@ -138,8 +138,13 @@ def teacher_accuracies(rows: Iterable[Row]) -> dict[str, dict[str, TeacherAccura
     found: dict[str, dict[str, TeacherAccuracy]] = {}
     for row in rows:
         if row.teacher and row.teacher_accuracy and row.teacher not in found:
-            found[row.teacher] = {
-                split: TeacherAccuracy(told["right"] / told["rows"], split, told["rows"])
-                for split, told in row.teacher_accuracy.items()
-            }
+            found[row.teacher] = told_accuracy(row)
     return found
+
+
+def told_accuracy(row: Row) -> dict[str, TeacherAccuracy]:
+    """What a run says of its teacher, by split, whether or not it learns from it; empty before it is finished."""
+    return {
+        split: TeacherAccuracy(told["right"] / told["rows"], split, told["rows"])
+        for split, told in row.teacher_accuracy.items()
+    }

@@ -18,10 +18,12 @@ import pathlib
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from dsbs_jax.data.folders import held
+from dsbs_jax.data.prepare import ensure_store
+from dsbs_jax.data.store import TokenStore
 from dsbs_jax.experiments.results import CELL, CLAIM, ERROR, Row, read_row, reads_rationales, reads_teacher
 from dsbs_jax.files import write_whole
 from dsbs_jax.training import loop
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 # Makes a run of gin files and bindings: its configuration, and the text that makes the same one again.
 Build = Callable[[Sequence[str], Sequence[str]], tuple[TrainConfig, str]]
 
+# Names the cells to run next, of the rows of all.
+Plan = Callable[[Sequence[Row]], Collection[str]]
+
 # The macro that each axis of values binds; the other axes are gin files.
 AXIS_MACROS = {
     "label_sources": "LABEL_SOURCE",
@@ -43,6 +48,7 @@ AXIS_MACROS = {
     "missing_rationales": "MISSING_RATIONALES",
     "seeds": "RANDOM_SEED",
 }
+BEAT_TEACHER = "beat_teacher"
 _MAY_BE_EMPTY = ("teachers", "rationale_weights", "wrong_rationales", "missing_rationales")
 _SHARES = ("fractions", "rationale_weights", "wrong_rationales", "missing_rationales")
 
@@ -65,6 +71,8 @@ class SweepConfig:
       wrong_rationales: shares of the rationales that are exchanged for another row's, see `RationaleNoise`; likewise.
       missing_rationales: shares that are removed; likewise.
       seeds: of initial weights, dropout and order.
+      search: None runs the whole product; `beat_teacher` only what it takes to find the smallest model and the least
+        data that beat the teacher, see `search`.
       root: the sweep's folder; None takes `sweeps/NAME`.
     """
 
@@ -80,6 +88,7 @@ class SweepConfig:
     wrong_rationales: tuple[float, ...] = ()
     missing_rationales: tuple[float, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2, 3)
+    search: str | None = None
     root: str | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +100,12 @@ class SweepConfig:
                 )
             if not values and name not in _MAY_BE_EMPTY:
                 raise ValueError(f"SweepConfig.{name} is empty; it must hold at least one value.")
+        if self.search not in (None, BEAT_TEACHER):
+            raise ValueError(f"SweepConfig.search is {self.search!r}; it must be None or {BEAT_TEACHER!r}.")
+        if self.search and len(self.teachers) > 1:
+            raise ValueError(
+                f"SweepConfig.teachers is {self.teachers!r}: a search has one teacher to beat; make a sweep for each."
+            )
 
     @property
     def folder(self) -> pathlib.Path:
@@ -162,6 +177,8 @@ def expand(sweep: SweepConfig, build: Build) -> list[Cell]:
         model, variant = (pathlib.PurePath(file).name.removesuffix(".gin") for file in (files[1], files[3]))
         files = tuple(filter(None, files))
         config, _ = build(files, [*bindings, "MODEL_DIR=''"])
+        if sweep.search and config.data.teacher is None:
+            raise ValueError(f"SweepConfig.search is {sweep.search!r}, and {files[0]} has no teacher: set TEACHER.")
         name = cell_id(config)
         folder = str(sweep.folder / "runs" / name)
         config = dataclasses.replace(config, model_dir=folder, progress=False)
@@ -202,16 +219,47 @@ def work(cells: Sequence[Cell], build: Build) -> None:
     Raises:
       Preempted: SIGTERM arrived; the cell's state is saved, and whoever takes it goes on from there.
     """
-    found = True
-    while found:
-        # Once more after the last one: a cell whose worker was killed meanwhile is free again.
-        found = False
-        for number, cell in enumerate(cells, start=1):
-            with _claimed(cell) as mine:
-                if mine:
-                    found = True
-                    _run(cell, build)
-                    logger.info("[%d/%d] %s", number, len(cells), describe(cell.row()))
+    # Once more after the last one: a cell whose worker was killed meanwhile is free again.
+    while sum(_run_if_free(cells, index, build) for index in range(len(cells))):
+        pass
+
+
+def work_by_plan(cells: Sequence[Cell], build: Build, plan: Plan, pause: float = 5.0) -> None:
+    """As `work`, but only what `plan` names, which is asked again after each cell, until it names none.
+
+    Args:
+      plan: the ids of the cells to run next, of the rows of all; also of those being run, which are waited for.
+      pause: in seconds, before looking again where others run all that is planned.
+    """
+    while wanted := plan([cell.row() for cell in cells]):
+        planned = (index for index, cell in enumerate(cells) if cell.id in wanted)
+        if not any(_run_if_free(cells, index, build) for index in planned):
+            time.sleep(pause)
+
+
+def check_teachers(cells: Sequence[Cell]) -> None:
+    """Makes a token store of each dataset, which tells how often its teacher is right: what a search has to beat.
+
+    Raises:
+      ValueError: that is not known of a dataset; or its store cannot be made.
+    """
+    for cell in {cell.config.data.name: cell for cell in cells}.values():
+        data = cell.config.data
+        told = TokenStore.open(ensure_store(cell.config.store_request(), cell.config.store_root)).meta.teacher
+        if not told.keys() & {"validation", "test"}:
+            raise ValueError(
+                f"There is no accuracy to beat: of {data.name}, the teacher {data.teacher!r} answered no validation or "
+                "test row with a gold label. Label one of the two: `dsbs label --split validation`."
+            )
+
+
+def _run_if_free(cells: Sequence[Cell], index: int, build: Build) -> bool:
+    """Runs the cell unless somebody runs it or has run it; whether it did."""
+    with _claimed(cells[index]) as mine:
+        if mine:
+            _run(cells[index], build)
+            logger.info("[%d/%d] %s", index + 1, len(cells), describe(cells[index].row()))
+        return mine
 
 
 def forget_errors(cells: Sequence[Cell]) -> int:
@@ -238,10 +286,17 @@ def describe(row: Row) -> str:
     return f"{line}: {row.error}" if row.error else line
 
 
-def status(rows: Sequence[Row]) -> str:
-    """How many cells are in which state, what failed and why, and about how long the rest takes."""
-    counts = {state: sum(row.status == state for row in rows) for state in ("finished", "failed", "running", "waiting")}
-    lines = [f"{len(rows)} cells: {', '.join(f'{count} {state}' for state, count in counts.items())}."]
+def status(rows: Sequence[Row], skipped: Collection[str] = ()) -> str:
+    """How many cells are in which state, what failed and why, and about how long the rest takes.
+
+    Args:
+      rows: of all cells.
+      skipped: ids of waiting cells that need not run.
+    """
+    states = [("skipped" if row.cell in skipped and row.status == "waiting" else row.status) for row in rows]
+    counts = {state: states.count(state) for state in ("finished", "failed", "running", "waiting", "skipped")}
+    told = [f"{count} {state}" for state, count in counts.items() if count or state != "skipped"]
+    lines = [f"{len(rows)} cells: {', '.join(told)}."]
     lines += [describe(row) for row in rows if row.status == "failed"]
     seconds = [row.seconds for row in rows if row.seconds is not None]
     left = counts["running"] + counts["waiting"]

@@ -16,6 +16,8 @@ SHORT = {
     "quality_bestiary": {"teachers": ("errs_75",)},
     "fig6_bestiary": {"models": ("models/micro", "models/tiny")},
     "fig7_bestiary": {"models": ("models/micro", "models/tiny")},
+    "fig8_bestiary": {"models": ("models/micro", "models/tiny")},
+    "fig9_bestiary": {"models": ("models/micro", "models/tiny")},
 }
 
 

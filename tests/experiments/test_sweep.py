@@ -1,5 +1,6 @@
 """Sweeps: cells and their names; who runs what, whatever ends a worker."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -155,6 +157,25 @@ def test_every_cell_runs_once_and_failed_ones_when_they_are_asked_to(tmp_path, t
     assert [row.status for row in results.read_rows(tmp_path)] == ["finished"] * 3
 
 
+def test_a_plan_is_asked_again_after_each_cell_and_what_others_run_is_waited_for(tmp_path, trained):
+    cells = sweep.expand(sweep_of(tmp_path, seeds=(0, 2, 4)), build)
+    asked = []
+    with contextlib.ExitStack() as other:
+        other.enter_context(held_cell(cells[0]))
+
+        def plan(rows: Sequence[results.Row]) -> set[str]:
+            asked.append([row.status for row in rows])
+            if len(asked) == 4:
+                # The other worker is killed: its cell is free.
+                other.close()
+            return {row.cell for row in rows[:2] if row.status != "finished"}
+
+        sweep.work_by_plan(cells, build, plan, pause=0.01)
+    first, then, end = ["running", "waiting", "waiting"], ["running", "finished", "waiting"], ["finished", "finished"]
+    assert asked == [first, then, then, then, [*end, "waiting"]]
+    assert trained == [-1, 2, 0]
+
+
 def test_a_preempted_cell_is_free_again(tmp_path, trained):
     cells = sweep.expand(sweep_of(tmp_path, seeds=(0, 3)), build)
     with pytest.raises(Preempted):
@@ -176,7 +197,8 @@ def test_every_recipe_expands(recipe, tmp_path, capsys):
     # Points that coincide are named.
     assert count.startswith(f"{len(cells)} cells")
     assert len(cells) >= 2
-    assert all(cell.endswith("seed 0: waiting") for cell in cells)
+    # A search adds what is to become of them.
+    assert all("seed 0: waiting" in cell for cell in cells)
     assert not any(tmp_path.iterdir())
 
 
