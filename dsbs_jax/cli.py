@@ -130,9 +130,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model_dir", help="the run's folder (the macro MODEL_DIR)")
     hosts.add_flags(sub)
 
-    sub = verb("eval", _eval, "evaluate a trained student again")
+    sub = verb("eval", _eval, "evaluate a trained student again; on another dataset with --gin_file datasets/OTHER")
     sub.add_argument("--model_dir", required=True, help="the run's folder")
     sub.add_argument("--split", default="test", help="default: %(default)s")
+    sub.add_argument("--metric", help="exact or equation (default: the dataset's own)")
     sub.add_argument("--step", default="best", help="best, last, or a step that has a checkpoint (default: best)")
     sub.add_argument("--output", help="JSON lines of predictions")
     hosts.add_flags(sub)
@@ -351,10 +352,15 @@ def _eval(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     import json
     import pathlib
 
+    from dsbs_jax.metrics.accuracy import check_metric
+
+    if arguments.metric:
+        check_metric(arguments.metric)
     with hosts.joined(arguments) as prints:
         student = _student(arguments, bindings)
-        evaluation = student.evaluate(arguments.split)
-        told = {"split": arguments.split, "step": student.step, "rows": len(evaluation.rows)}
+        evaluation = student.evaluate(arguments.split, arguments.metric)
+        told = {"dataset": student.config.data.name, "split": arguments.split, "metric": evaluation.metric}
+        told |= {"step": student.step, "rows": len(evaluation.rows)}
         if prints and arguments.output:
             evaluation.write(pathlib.Path(arguments.output))
         if prints:

@@ -28,6 +28,10 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
     )
     action.add_argument("--status", action="store_true", help="print counts, errors and the time left")
     action.add_argument("--retry-failed", action="store_true", help="the same as --run, and failed cells again")
+    action.add_argument("--evaluate", metavar="SPLIT", help="evaluate the finished cells again, without training")
+    sub.add_argument("--on", metavar="DATASET", help="for --evaluate: gin file of another dataset (datasets/OTHER)")
+    sub.add_argument("--metric", help="for --evaluate: exact or equation (default: the dataset's own)")
+    sub.add_argument("--step", help="for --evaluate: best, last, or a step with a checkpoint (default: best)")
     sub.add_argument("--csv", metavar="PATH", help="write a row a cell; - for standard output")
     sub.add_argument("--sql", metavar="QUERY", help='ask SQLite, e.g. "SELECT method, avg(test_accuracy) FROM runs"')
 
@@ -45,14 +49,19 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
       ValueError, OSError: nothing is asked for, or something that cannot be built, in a sentence.
     """
     runs = arguments.run_cells or arguments.retry_failed
-    if not (runs or arguments.list or arguments.status or arguments.csv or arguments.sql):
-        raise ValueError("What about the sweep? Give --list, --run, --status, --retry-failed, --csv PATH or --sql.")
+    if not (runs or arguments.list or arguments.status or arguments.evaluate or arguments.csv or arguments.sql):
+        raise ValueError(
+            "What about the sweep? Give --list, --run, --status, --retry-failed, --evaluate SPLIT, --csv PATH or --sql."
+        )
+    asked = {name: value for name in ("on", "metric", "step") if (value := getattr(arguments, name)) is not None}
+    if asked and not arguments.evaluate:
+        raise ValueError(f"--{next(iter(asked))} says how finished cells are evaluated: give --evaluate SPLIT with it.")
     if arguments.workers < 1:
         raise ValueError(f"--workers is {arguments.workers}; it must be at least 1.")
     if arguments.submit and not runs:
         raise ValueError(f"--submit {arguments.submit} says how cells are run: give --run or --retry-failed with it.")
     from dsbs_jax import gin_config
-    from dsbs_jax.experiments import results, search, submission, sweep, workers
+    from dsbs_jax.experiments import evaluations, results, search, submission, sweep, workers
     from dsbs_jax.sharding.cluster import refuse_several
     from dsbs_jax.sharding.compilation import keep_compilations
     from dsbs_jax.training.config import TrainConfig
@@ -61,11 +70,14 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     for axis, macro in sweep.AXIS_MACROS.items():
         if any(word.partition("=")[0].strip() == macro for word in bindings):
             raise ValueError(f"{macro} is an axis of the sweep: give --gin.SweepConfig.{axis}='(..., ...)' instead.")
+    if arguments.on:
+        gin_config.find(arguments.on)
+    question = evaluations.Question(arguments.evaluate, **asked) if arguments.evaluate else None
     given = [*flags, *bindings]
     own = [arguments.file, *arguments.gin_file]
     root = [f"SweepConfig.root={arguments.output!r}"] if arguments.output else []
     config = gin_config.parse(["runs/train", *own], [*root, *given], sweep.SweepConfig)()
-    if runs:
+    if runs or question:
         keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
 
     def build(files: Sequence[str], words: Sequence[str]) -> tuple[TrainConfig, str]:
@@ -78,8 +90,8 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     words = _same_sweep(arguments, bindings, config.folder)
     command = workers.worker_command([*words, "--run"])
     if arguments.submit:
-        asked = gin_config.parse(["runs/train", *own], given, submission.SubmitConfig)()
-        print(submission.submit(command, arguments.workers, config.folder, arguments.submit, asked))
+        job = gin_config.parse(["runs/train", *own], given, submission.SubmitConfig)()
+        print(submission.submit(command, arguments.workers, config.folder, arguments.submit, job))
         print(f"How far they are: {shlex.join(['dsbs', 'sweep', *words, '--status'])}")
         return 0
     stopped = 0
@@ -91,8 +103,11 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         sweep.work_by_plan(cells, build, search.planned)
     elif runs:
         sweep.work(cells, build)
+    answers = evaluations.evaluate(cells, build, question) if question else None
     rows = [cell.row() for cell in cells]
     states = search.searches(rows) if config.search else []
+    if answers:
+        print(answers.text())
     if arguments.list:
         points = sum(1 for _ in config.points())
         print("\n".join(sweep.describe(row) + search.note(states, row) for row in rows))
@@ -105,13 +120,13 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         sys.stdout.write(results.to_csv(rows))
     elif arguments.csv:
         pathlib.Path(arguments.csv).write_text(results.to_csv(rows))
-    if arguments.sql or runs:
+    if arguments.sql or runs or answers:
         results.write_database(rows, config.folder / _DATABASE)
     if arguments.sql:
         names, found = results.query(config.folder / _DATABASE, arguments.sql)
         print("\n".join("\t".join(map(str, line)) for line in [names, *found]))
     bad = any(row.status == "failed" for row in rows) or any(state.stopped for state in states)
-    return stopped or int(bool(runs) and bad)
+    return stopped or int(bool(answers.failed) if answers else bool(runs) and bad)
 
 
 def _same_sweep(arguments: argparse.Namespace, bindings: Sequence[str], folder: pathlib.Path) -> list[str]:

@@ -44,6 +44,16 @@ def test_includes_are_followed(tmp_path):
     assert make(("runs/train", str(own))).steps == 3
 
 
+def test_a_dataset_that_comes_with_the_project_takes_the_place_of_ones_own(tmp_path):
+    own = tmp_path / "own.gin"
+    own.write_text("include 'datasets/custom.gin'\nCustomDataset.name = 'own'\nCustomDataset.train = 'x.jsonl'\n")
+    assert make((*BASE, str(own))).data.name == "own"
+    for name in gin_config.names():
+        if name.startswith("datasets/") and name != "datasets/custom.gin":
+            config = make((*BASE, str(own), name), (MODEL_DIR, "VOCABULARY='bestiary'"))
+            assert (config.data.name, config.data.custom) == (pathlib.Path(name).stem, None)
+
+
 @pytest.mark.parametrize(
     ("files", "bindings", "sentence"),
     [

@@ -25,6 +25,8 @@ Status = Literal["finished", "failed", "running", "waiting"]
 
 # In a run's folder, beside what training writes: what the run is, and why it failed. The lock is its worker's.
 CELL, ERROR, CLAIM = "cell.json", "error.json", ".claim"
+# Folder of what a finished run was asked afterwards.
+EVALUATIONS = "evaluations"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,38 @@ class Row:
     error: str | None
     config: dict[str, Any]
     folder: str
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRow:
+    """A finished cell evaluated again.
+
+    Attributes:
+      cell: its id.
+      dataset: that it was evaluated on.
+      split: of that dataset.
+      metric: `exact` or `equation`.
+      step: whose weights.
+      accuracy: share of the rows answered correctly.
+      rows: how many.
+      predictions: file with a line a row, in the split's order.
+    """
+
+    cell: str
+    dataset: str
+    split: str
+    metric: str
+    step: int
+    accuracy: float
+    rows: int
+    predictions: str
+
+
+def read_evaluation(path: pathlib.Path) -> EvaluationRow:
+    """The row of one file in a cell's folder `evaluations`."""
+    told = json.loads(path.read_text())
+    names = {field.name for field in dataclasses.fields(EvaluationRow)} - {"predictions"}
+    return EvaluationRow(**{name: told[name] for name in names}, predictions=str(path.with_suffix(".jsonl")))
 
 
 def read_rows(root: str | os.PathLike[str]) -> list[Row]:
@@ -194,16 +228,23 @@ def is_held(folder: pathlib.Path) -> bool:
 
 
 def write_database(rows: Sequence[Row], path: str | os.PathLike[str]) -> None:
-    """Makes the SQLite file at `path` anew, with one table, `runs`: a column a field of `Row`, dictionaries as JSON.
+    """Makes the SQLite file at `path` anew: the table `runs` with a column a field of `Row`, dictionaries as JSON, and
+    `evaluations` with what the runs' folders hold, a column a field of `EvaluationRow`.
 
     It appears whole: who reads the old one meanwhile goes on reading it.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = [field.name for field in dataclasses.fields(Row)]
+    files = [file for row in rows for file in sorted(pathlib.Path(row.folder, EVALUATIONS).glob("*.json"))]
+    tables = (
+        ("runs", Row, map(_values, rows)),
+        ("evaluations", EvaluationRow, (dataclasses.astuple(read_evaluation(file)) for file in files)),
+    )
     with appearing(path) as temporary, contextlib.closing(sqlite3.connect(temporary)) as connection, connection:
-        connection.execute(f"CREATE TABLE runs ({', '.join(names)})")
-        connection.executemany(f"INSERT INTO runs VALUES ({', '.join('?' * len(names))})", map(_values, rows))
+        for name, kind, values in tables:
+            names = [field.name for field in dataclasses.fields(kind)]
+            connection.execute(f"CREATE TABLE {name} ({', '.join(names)})")
+            connection.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(names))})", values)
 
 
 def query(path: str | os.PathLike[str], sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
@@ -218,7 +259,7 @@ def query(path: str | os.PathLike[str], sql: str) -> tuple[list[str], list[tuple
             cursor = connection.execute(sql)
             found = cursor.fetchall()
         except (sqlite3.Error, sqlite3.Warning) as error:
-            raise ValueError(f"SQLite refuses {sql!r}: {error}. The table is `runs`.") from None
+            raise ValueError(f"SQLite refuses {sql!r}: {error}. The tables are `runs` and `evaluations`.") from None
         return [column[0] for column in cursor.description or ()], found
 
 

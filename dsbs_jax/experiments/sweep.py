@@ -270,8 +270,8 @@ def forget_errors(cells: Sequence[Cell]) -> int:
     return len(failed)
 
 
-def describe(row: Row) -> str:
-    """A cell in a line."""
+def described(row: Row) -> str:
+    """What a cell compares, in a line."""
     axes = [row.cell, row.dataset, row.model, row.method, f"{row.label_source} labels", f"fraction {row.fraction:g}"]
     if row.rationale_weight is not None:
         axes.append(f"lambda {row.rationale_weight:g}")
@@ -279,8 +279,12 @@ def describe(row: Row) -> str:
         axes.append(f"teacher {row.teacher}")
     for share, what in ((row.wrong_rationales, "wrong"), (row.missing_rationales, "missing")):
         axes += [f"{share:g} of rationales {what}"] if share else []
-    axes += [row.variant] if row.variant else []
-    line = f"{', '.join([*axes, f'seed {row.seed}'])}: {row.status}"
+    return ", ".join([*axes, *([row.variant] if row.variant else []), f"seed {row.seed}"])
+
+
+def describe(row: Row) -> str:
+    """A cell and its state in a line."""
+    line = f"{described(row)}: {row.status}"
     if row.test_accuracy is not None:
         line += f", test accuracy {row.test_accuracy:.3f} ({row.seconds:.0f} s)"
     return f"{line}: {row.error}" if row.error else line

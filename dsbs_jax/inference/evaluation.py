@@ -32,11 +32,13 @@ class Evaluation:
 
     Attributes:
       accuracy: share of the rows answered correctly.
+      metric: what counts as correct.
       rows: one dict per row in the split's order: `id`, `input`, `label`, `prediction`, `correct`, and `output`, the
         decoded text that the prediction was read from; `teacher_label` and `rationale` where the teacher gave them.
     """
 
     accuracy: float
+    metric: str
     rows: list[dict[str, Any]]
 
     @property
@@ -101,7 +103,7 @@ class Evaluator:
             }
             for example, prediction, right, output in zip(examples, predictions, correct, outputs, strict=True)
         ]
-        return Evaluation(float(np.mean(correct)), rows)
+        return Evaluation(float(np.mean(correct)), self.metric, rows)
 
 
 def decode_batches(

@@ -24,6 +24,12 @@ def equation_match(prediction: str, reference: str) -> bool:
 METRICS: dict[str, Callable[[str, str], bool]] = {"exact": exact_match, "equation": equation_match}
 
 
+def check_metric(name: str) -> None:
+    """Raises `ValueError` for what is no key of `METRICS`."""
+    if name not in METRICS:
+        raise ValueError(f"There is no metric {name!r}; the metrics are {', '.join(METRICS)}.")
+
+
 def score(metric: str, predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """Which predictions are right.
 
@@ -38,8 +44,7 @@ def score(metric: str, predictions: Sequence[str], references: Sequence[str]) ->
     Raises:
       ValueError: for an unknown metric or unequal lengths.
     """
-    if metric not in METRICS:
-        raise ValueError(f"There is no metric {metric!r}; the metrics are {', '.join(METRICS)}.")
+    check_metric(metric)
     if len(predictions) != len(references):
         raise ValueError(
             f"{len(predictions)} predictions for {len(references)} references; every reference needs one prediction."

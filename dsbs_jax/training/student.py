@@ -14,9 +14,11 @@ from jax.sharding import Mesh
 from dsbs_jax.data.shared_store import ensure_store_on_hosts
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference import evaluation
+from dsbs_jax.metrics.accuracy import check_metric
 from dsbs_jax.models.platform import check_platform
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.mesh import make_mesh
+from dsbs_jax.teacher.noise import RationaleNoise
 from dsbs_jax.training.checkpoints import Checkpoints
 from dsbs_jax.training.config import TrainConfig
 from dsbs_jax.training.step import placed_params
@@ -34,6 +36,7 @@ class Student:
       params: the weights.
       mesh: where they lie.
       max_length: most tokens decoded, as during training.
+      trained_on: name of the dataset.
     """
 
     config: TrainConfig
@@ -41,16 +44,27 @@ class Student:
     params: Any
     mesh: Mesh
     max_length: int
+    trained_on: str
 
-    def evaluate(self, split: str) -> evaluation.Evaluation:
-        """Accuracy and predictions on a split of the dataset that the run's configuration names."""
+    def evaluate(self, split: str, metric: str | None = None) -> evaluation.Evaluation:
+        """Accuracy and predictions on a split of the dataset that `config` names, which may be another than the run's.
+
+        Args:
+          split: of that dataset.
+          metric: a key of `metrics.accuracy.METRICS`; None takes the dataset's own.
+
+        Raises:
+          ValueError: no such split or metric, or rows without a gold label.
+        """
         config = self.config
-        store = TokenStore.open(ensure_store_on_hosts(config.store_request(), config.store_root))
+        store = evaluation_store(config, self.trained_on)
+        metric = metric or store.meta.metric
+        check_metric(metric)
         evaluator = evaluation.Evaluator(
             model=T5(config.model),
             split=store.split(split),
             method=config.method,
-            metric=store.meta.metric,
+            metric=metric,
             vocabulary=config.data.vocabulary,
             mesh=self.mesh,
             batch_size=config.eval_batch_size,
@@ -77,7 +91,7 @@ def load_student(config: TrainConfig, step: str = "best") -> Student:
     """The student of a run.
 
     Args:
-      config: the run's configuration (`config.gin` in its folder makes it again).
+      config: the run's configuration (`config.gin` in its folder makes it again); its `data` may be another's.
       step: `best` on validation, `last`, or the number of a step that has a checkpoint.
 
     Raises:
@@ -99,7 +113,28 @@ def load_student(config: TrainConfig, step: str = "best") -> Student:
             )
         params = checkpoints.restore(number, placed_params(T5(config.model), mesh, config.rules())).params
     logger.info("Weights of step %d.", number)
-    return Student(config, number, params, mesh, record["decode_length"])
+    return Student(config, number, params, mesh, record["decode_length"], record["config"]["data"]["name"])
+
+
+def evaluation_store(config: TrainConfig, trained_on: str) -> TokenStore:
+    """The token store that a student is evaluated on.
+
+    Args:
+      config: its run's, perhaps with other `data`.
+      trained_on: name of the run's own dataset. Of another one only the inputs and gold labels are asked for: it need
+        have no teacher, and no labels or rationales of one.
+    """
+    request = config.store_request()
+    if request.name != trained_on and "{rationale}" not in config.method.tasks[0].input:
+        request = dataclasses.replace(
+            request,
+            tasks=request.tasks[:1],
+            label_source="gold",
+            teacher=None,
+            teacher_filter=None,
+            rationale_noise=RationaleNoise(),
+        )
+    return TokenStore.open(ensure_store_on_hosts(request, config.store_root))
 
 
 def _number(checkpoints: Checkpoints, step: str, model_dir: str) -> int:

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from dsbs_jax import cli
 from dsbs_jax.data.folders import held
 
 # A student so small that compiling it is what takes the time.
@@ -250,6 +251,33 @@ def test_eval_and_predict_use_the_selected_weights(dsbs, finished, tmp_path):
     assert process.returncode == 0, process.stderr
     predictions = [json.loads(line) for line in process.stdout.splitlines()]
     assert predictions == [{"input": row["input"], "prediction": row["prediction"]} for row in rows[:5]]
+
+
+def test_eval_asks_another_dataset_or_by_another_metric(dsbs, environment, finished, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DSBS_STORE_DIR", environment["DSBS_STORE_DIR"])
+    rows = lines(finished / "predictions_test.jsonl")[:30]
+    # A right label under another name: the teacher of the run's own dataset has no answers to these rows.
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"q": row["input"], "a": row["label"]}) + "\n" for row in rows)
+    )
+    (tmp_path / "other.gin").write_text(
+        "include 'datasets/custom.gin'\nCustomDataset.name = 'other'\nCustomDataset.train = 'rows.jsonl'\n"
+        "CustomDataset.test = 'rows.jsonl'\nCustomDataset.input = '{q}'\nCustomDataset.label = '{a}'\n"
+    )
+    words = ("eval", "--model_dir", finished, "--gin_file", tmp_path / "other.gin", "--data_dir", tmp_path)
+    process = dsbs(*words, "--metric", "equation", "--output", tmp_path / "out.jsonl")
+    assert process.returncode == 0, process.stderr
+    told = json.loads(process.stdout)
+    assert (told["dataset"], told["metric"], told["rows"]) == ("other", "equation", 30)
+    ours = lines(tmp_path / "out.jsonl")
+    assert [row["prediction"] for row in ours] == [row["prediction"] for row in rows]
+    assert told["accuracy"] == np.mean([row["correct"] for row in rows])
+    for wrong, sentence in (
+        ("--metric", "no metric 'wrong'; the metrics are exact"),
+        ("--split", "other has no split"),
+    ):
+        assert cli.main([*map(str, words), wrong, "wrong"]) == 1
+        assert sentence in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_examples_and_a_saved_state(dsbs, tmp_path):
