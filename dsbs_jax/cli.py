@@ -158,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("report", _report, "figures, tables and examples of a sweep or of the demo, as pages")
     sub.add_argument("root", help="a sweep's folder, or the demo's, or its results.jsonl")
     sub.add_argument("--output", help="folder to write to (default: report in the runs' folder)")
+    sub.add_argument("--watch", action="store_true", help="write it again whenever a run of the sweep is done")
+    sub.add_argument("--every", type=float, metavar="SECONDS", help="for --watch: how often to look (default: 10)")
 
     sub = verb("bench", _bench, "measure training: against T5 in torch, or on the devices there are")
     sub.add_argument("what", choices=("train", "step"), help="train: against torch; step: seconds, tokens, MFU")
@@ -421,9 +423,19 @@ def _sweep(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
 
 
 def _report(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
-    from dsbs_jax.experiments.report import write_report
+    if arguments.every is not None and not arguments.watch:
+        raise ValueError("--every says how often --watch looks: give --watch with it.")
+    every = 10.0 if arguments.every is None else arguments.every
+    if not 0 < every < float("inf"):
+        raise ValueError(f"--every is {every:g}; it must be a number of seconds above 0.")
+    if arguments.watch:
+        from dsbs_jax.experiments.report_watch import watch
 
-    print(write_report(arguments.root, arguments.output))
+        print(watch(arguments.root, arguments.output, every))
+    else:
+        from dsbs_jax.experiments.report import write_report
+
+        print(write_report(arguments.root, arguments.output))
 
 
 def _bench(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

@@ -85,6 +85,8 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         return made, gin_config.operative()
 
     cells = sweep.expand(config, build)
+    if runs:
+        sweep.announce(cells, config.folder, config.search)
     if arguments.retry_failed:
         print(f"{sweep.forget_errors(cells)} failed cells are free again.", file=sys.stderr)
     words = _same_sweep(arguments, bindings, config.folder)

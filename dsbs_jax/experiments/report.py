@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 
 from dsbs_jax.experiments import report_content as content
+from dsbs_jax.experiments import search
 from dsbs_jax.experiments.analysis import Panel, all_students, analyse
 from dsbs_jax.experiments.figures import make_figures
 from dsbs_jax.experiments.report_data import report_rows
@@ -15,18 +16,22 @@ from dsbs_jax.experiments.report_page import report_html
 from dsbs_jax.experiments.report_paper import data_table, single_task_tables, teacher_table
 from dsbs_jax.experiments.report_print import draw
 from dsbs_jax.experiments.report_tables import Table, to_latex, to_markdown
-from dsbs_jax.experiments.results import Row
+from dsbs_jax.experiments.results import Row, is_search
 from dsbs_jax.experiments.students import titles
 from dsbs_jax.files import write_whole
 
 
-def write_report(root: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> pathlib.Path:
+def write_report(
+    root: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, reload: float | None = None
+) -> pathlib.Path:
     """Writes `report.html`, `examples.html` (where predictions lie beside the runs), `tables.md`, `tables.tex` and
     `figures/*.svg|png`.
 
     Args:
       root: the folder of a sweep, or `results.jsonl` of `dsbs demo` or its folder.
       output: where to; None takes `report` in `root`'s folder.
+      reload: seconds after which the pages load themselves anew, for a report that is going to be written again; then
+        no figures for print are drawn. None: they do not.
 
     Returns:
       The path of `report.html`.
@@ -35,7 +40,7 @@ def write_report(root: str | os.PathLike[str], output: str | os.PathLike[str] | 
       FileNotFoundError: there is nothing to report in `root`.
       ValueError: a file of it is damaged; names file and line.
     """
-    rows = report_rows(root)
+    rows, states = rows_and_searches(root)
     if not rows:
         raise ValueError(f"{root} holds no result yet: report when a run is finished.")
     base = pathlib.Path(root)
@@ -44,21 +49,35 @@ def write_report(root: str | os.PathLike[str], output: str | os.PathLike[str] | 
     panels = analyse(rows)
     named = titles(all_students(panels))
     figures = make_figures(panels)
-    for figure in figures:
+    for figure in figures if reload is None else ():
         draw(figure, folder / "figures")
     sections = _sections(rows, panels, named)
     name = f"Report on {rows[0].sweep}"
-    examples = examples_html(rows[0].sweep, panels)
+    examples = examples_html(rows[0].sweep, panels, reload)
     if examples is not None:
         write_whole(folder / "examples.html", examples)
     tables = [table for _, tables in sections for table in tables]
     found = [f"{content.where(panel)}: {one}" for panel in panels for one in content.findings(panel, named)]
+    found += [line.strip() for line in search.report(states).splitlines()] if states else []
     text = "\n".join([f"# {name}", "", *(f"- {one}" for one in found), "", *map(to_markdown, tables)])
     write_whole(folder / "tables.md", text)
     write_whole(folder / "tables.tex", "\n".join(map(to_latex, tables)))
     path = folder / "report.html"
-    write_whole(path, report_html(name, rows, found, figures, sections, "examples.html" if examples else None))
+    link = "examples.html" if examples else None
+    write_whole(path, report_html(name, rows, found, figures, sections, link, reload))
     return path
+
+
+def rows_and_searches(root: str | os.PathLike[str]) -> tuple[list[Row], list[search.Search]]:
+    """The rows to report on, and the searches that they belong to; of a search without the cells that it does not need.
+
+    Raises:
+      FileNotFoundError, ValueError: as `write_report`.
+    """
+    rows = report_rows(root)
+    states = search.searches(rows) if is_search(root) else []
+    skipped = search.skipped(states)
+    return [row for row in rows if row.status != "waiting" or row.cell not in skipped], states
 
 
 def _sections(rows: Sequence[Row], panels: Sequence[Panel], named: content.Titles) -> list[tuple[str, list[Table]]]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsbs_jax.experiments.results import Row, rationale_weight, read_rows, reads_teacher
+from dsbs_jax.experiments.results import CELL, PLAN, Row, rationale_weight, read_rows, reads_teacher
 from dsbs_jax.experiments.statistics import Answers
 from dsbs_jax.models.config import T5Config
 
@@ -38,10 +38,10 @@ def report_rows(root: str | os.PathLike[str]) -> list[Row]:
     """
     path = pathlib.Path(root)
     results = path if path.is_file() else path / "results.jsonl"
-    if any(path.glob("runs/*/cell.json")) or not results.is_file():
-        if not path.is_dir() or not any(path.glob("runs/*/cell.json")):
-            raise FileNotFoundError(f"There is nothing to report in {root}: give a sweep's folder, or a results.jsonl.")
+    if (path / PLAN).is_file() or any(path.glob(f"runs/*/{CELL}")):
         return read_rows(path)
+    if not results.is_file():
+        raise FileNotFoundError(f"There is nothing to report in {root}: give a sweep's folder, or a results.jsonl.")
     found = [(path.parent, json.loads(path.read_text())) for path in sorted(results.parent.glob("*/summary.json"))]
     rows = []
     for number, line in enumerate(results.read_text().splitlines(), start=1):

@@ -106,10 +106,10 @@ _BODY = """<form>
 <button id="more" type="button" hidden>more</button>"""
 
 
-def examples_html(name: str, panels: Sequence[Panel]) -> str | None:
+def examples_html(name: str, panels: Sequence[Panel], reload: float | None = None) -> str | None:
     """The page, headed with the sweep's name: each panel's answers at its largest fraction.
 
-    None where no predictions lie beside the runs.
+    None where no predictions lie beside the runs. With `reload`, it loads itself anew after so many seconds.
     """
     named = titles(all_students(panels))
     groups = [group for panel in panels if (group := _group(panel, named))]
@@ -119,7 +119,7 @@ def examples_html(name: str, panels: Sequence[Panel]) -> str | None:
     packed = json.dumps(groups).replace("<", "\\u003c")
     data = f'<script type="application/json" id="groups">{packed}</script>\n'
     title = f"Examples: {name}"
-    return document(title, f"<h1>{escaped(title)}</h1>\n{_BODY}", _STYLE, _SCRIPT, data)
+    return document(title, f"<h1>{escaped(title)}</h1>\n{_BODY}", _STYLE, _SCRIPT, data, reload)
 
 
 def _group(panel: Panel, named: Mapping[Student, str]) -> dict[str, Any] | None:

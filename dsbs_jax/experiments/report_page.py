@@ -62,12 +62,21 @@ for (const mark of document.querySelectorAll('[data-said]')) {
   for (const name of ['mouseenter', 'focus']) mark.addEventListener(name, () => show(mark));
   for (const name of ['mouseleave', 'blur']) mark.addEventListener(name, () => { said.hidden = true; });
 }
-for (const button of document.querySelectorAll('.legend button')) {
+// What is switched off stands in the address behind #, so that it stays when the page is loaded anew.
+const buttons = [...document.querySelectorAll('.legend button')];
+const isOn = button => button.getAttribute('aria-pressed') === 'true';
+const key = button => button.closest('figure').id + '/' + button.textContent;
+function turn(button, on) {
+  button.setAttribute('aria-pressed', on);
+  for (const drawn of button.closest('figure').querySelectorAll('g[data-series="' + button.dataset.series + '"]'))
+    drawn.classList.toggle('off', !on);
+}
+const off = new URLSearchParams(location.hash.slice(1)).getAll('off');
+for (const button of buttons) {
+  if (off.includes(key(button))) turn(button, false);
   button.addEventListener('click', () => {
-    const on = button.getAttribute('aria-pressed') !== 'true';
-    button.setAttribute('aria-pressed', on);
-    for (const drawn of button.closest('figure').querySelectorAll('g[data-series="' + button.dataset.series + '"]'))
-      drawn.classList.toggle('off', !on);
+    turn(button, !isOn(button));
+    history.replaceState(null, '', '#' + new URLSearchParams(buttons.filter(b => !isOn(b)).map(b => ['off', key(b)])));
   });
 }
 """
@@ -80,6 +89,7 @@ def report_html(
     figures: Sequence[Figure],
     sections: Sequence[tuple[str, Sequence[Table]]],
     examples: str | None,
+    reload: float | None = None,
 ) -> str:
     """The page.
 
@@ -90,6 +100,7 @@ def report_html(
       figures: each stands in the section of its dataset.
       sections: headings, the datasets' names among them, and their tables.
       examples: address of the page of examples, relative to this one; None where there is none.
+      reload: seconds after which the page loads itself anew; None: it does not.
     """
     listed = "<ul>" + "".join(f"<li>{escaped(said)}</li>" for said in findings) + "</ul>"
     parts = [f"<h1>{escaped(name)}</h1>", _tiles(rows)]
@@ -100,7 +111,7 @@ def report_html(
         drawn = [figure_svg(figure) for figure in figures if figure.dataset == title]
         parts.append(section(title, *drawn, *map(to_html, tables)))
     data = '<div id="said" role="status" hidden></div>\n'
-    return document(name, "\n".join(parts), _STYLE, _SCRIPT, data)
+    return document(name, "\n".join(parts), _STYLE, _SCRIPT, data, reload)
 
 
 def _tiles(rows: Sequence[Row]) -> str:

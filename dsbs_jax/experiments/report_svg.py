@@ -40,7 +40,7 @@ def figure_svg(figure: Figure) -> str:
     buttons = [_button(f"s{line.slot}", line.title, _swatch(line)) for line in figure.lines]
     buttons += [_button(f"l{at}", level.title, _level_swatch(level)) for at, level in enumerate(figure.levels)]
     return (
-        f'<figure class="plot"><figcaption>{escaped(figure.title)}</figcaption>'
+        f'<figure class="plot" id="{escaped(figure.name)}"><figcaption>{escaped(figure.title)}</figcaption>'
         f'<div class="wide"><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escaped(_spoken(figure))}">'
         f"{''.join(drawn)}</svg></div>"
         f'<div class="legend">{"".join(buttons)}</div></figure>'

@@ -27,6 +27,8 @@ Status = Literal["finished", "failed", "running", "waiting"]
 CELL, ERROR, CLAIM = "cell.json", "error.json", ".claim"
 # Folder of what a finished run was asked afterwards.
 EVALUATIONS = "evaluations"
+# In a sweep's folder: the cells that `--run` was last started for, so that those that wait are known, too.
+PLAN = "sweep.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,10 +136,12 @@ def read_rows(root: str | os.PathLike[str]) -> list[Row]:
     Raises:
       FileNotFoundError: there is no sweep in `root`.
     """
-    records = sorted(pathlib.Path(root, "runs").glob(f"*/{CELL}"))
-    if not records:
+    root = pathlib.Path(root)
+    records = [json.loads(path.read_text()) for path in root.glob(f"runs/*/{CELL}")]
+    planned = [*records, *_json(root / PLAN).get("cells", ())]
+    if not planned:
         raise FileNotFoundError(f"There are no runs of a sweep in {root}: give the folder of `dsbs sweep FILE --run`.")
-    rows = [read_row(json.loads(path.read_text()), path.parent) for path in records]
+    rows = [read_row(record, root / "runs" / cell) for cell, record in {one["cell"]: one for one in planned}.items()]
     return sorted(
         rows,
         key=lambda row: (
@@ -146,6 +150,11 @@ def read_rows(root: str | os.PathLike[str]) -> list[Row]:
             *(row.seed, row.cell),
         ),
     )
+
+
+def is_search(root: str | os.PathLike[str]) -> bool:
+    """Whether `--run` was last started for a search in this folder, which needs only some of its cells."""
+    return bool(_json(pathlib.Path(root) / PLAN).get("search"))
 
 
 def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:

@@ -24,7 +24,7 @@ from typing import Any
 from dsbs_jax.data.folders import held
 from dsbs_jax.data.prepare import ensure_store
 from dsbs_jax.data.store import TokenStore
-from dsbs_jax.experiments.results import CELL, CLAIM, ERROR, Row, read_row, reads_rationales, reads_teacher
+from dsbs_jax.experiments.results import CELL, CLAIM, ERROR, PLAN, Row, read_row, reads_rationales, reads_teacher
 from dsbs_jax.files import write_whole
 from dsbs_jax.training import loop
 from dsbs_jax.training.config import MAY_CHANGE, TrainConfig
@@ -260,6 +260,12 @@ def _run_if_free(cells: Sequence[Cell], index: int, build: Build) -> bool:
             _run(cells[index], build)
             logger.info("[%d/%d] %s", index + 1, len(cells), describe(cells[index].row()))
         return mine
+
+
+def announce(cells: Sequence[Cell], folder: pathlib.Path, search: str | None) -> None:
+    """Writes down which cells are going to run, for `read_rows`, which else knows only those that have begun."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / PLAN, json.dumps({"search": search, "cells": [cell.record() for cell in cells]}))
 
 
 def forget_errors(cells: Sequence[Cell]) -> int:

@@ -48,7 +48,9 @@ details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor:
 """
 
 
-def document(title: str, body: str, style: str = "", script: str = "", data: str = "") -> str:
+def document(
+    title: str, body: str, style: str = "", script: str = "", data: str = "", reload: float | None = None
+) -> str:
     """A whole page.
 
     Args:
@@ -57,7 +59,11 @@ def document(title: str, body: str, style: str = "", script: str = "", data: str
       style: more CSS, after the house's.
       script: JavaScript; its hash is the only one that the page's policy lets run.
       data: elements after the body that the script reads, such as a JSON block; already escaped.
+      reload: seconds after which the page loads itself anew, as it then is; None: never.
     """
+    if reload:
+        # Not by <meta>, which takes the address that the page was opened with, without what was chosen since.
+        script += f"setTimeout(() => location.reload(), {1000 * reload:.0f});\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = "default-src 'none'; style-src 'unsafe-inline'" + (f"; script-src 'sha256-{digest}'" if script else "")
     return (

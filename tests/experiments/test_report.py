@@ -6,8 +6,6 @@ import json
 import math
 import pathlib
 import re
-import shutil
-import subprocess
 import xml.etree.ElementTree
 
 import numpy as np
@@ -384,53 +382,3 @@ def test_a_sweep_that_has_not_begun_is_a_report_of_gaps(tmp_path):
     for expected in ("Report on fig4", "0 of 1", "Nothing can be compared yet", "missing", "waiting"):
         assert expected in said, expected
     assert not (tmp_path / "report" / "examples.html").exists()
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
-
-
-def rendered(path, view=""):
-    """The page as a browser makes it, and what its console says."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    process = subprocess.run([*command, f"file://{path}{view}"], capture_output=True, text=True, timeout=120)
-    assert process.returncode == 0, process.stderr
-    return process.stdout, [line for line in process.stderr.splitlines() if "CONSOLE" in line]
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install it to see the pages in a browser")
-def test_in_a_browser(rows, tmp_path, monkeypatch):
-    path = write(tmp_path, rows, monkeypatch)
-    text, console = rendered(path)
-    assert console == []
-    page = Page(text)
-    labels = [values.get("class") for tag, values in page.elements if tag == "text"]
-    assert labels.count("label") == 2
-    # The script was let run: it takes away the browser's own titles of the points; the page's stays.
-    assert [tag for tag, _ in page.elements].count("title") == 1
-
-    # A copy without the policy, which would not let the test's script run.
-    acted = tmp_path / "acted.html"
-    act = "document.querySelector('.legend button').click();"
-    act += "document.querySelector('.slot1 .point').dispatchEvent(new MouseEvent('mouseenter'));"
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text())
-    acted.write_text(text.replace("</body>", f"<script>{act}</script></body>"))
-    text, console = rendered(acted)
-    assert console == []
-    page = Page(text)
-    switched = {
-        values.get("class") for tag, values in page.elements if tag == "g" and values.get("data-series") == "s0"
-    }
-    assert switched == {"series slot0 off"}
-    assert re.search(r'<div id="said"[^>]*>step-by-step\s40.00 ± 0.00 % at 50', text)
-
-    examples = path.parent / "examples.html"
-    shown = {}
-    for view in ("", "#show=gained", "#show=gained&q=question+25", "#show=lost"):
-        text, console = rendered(examples, view)
-        assert console == []
-        page = Page(text)
-        shown[view] = sum(values.get("class") == "sample" for _, values in page.elements)
-        assert "img" not in [tag for tag, _ in page.elements]
-        assert (EVIL in page.texts) == (view == "")
-    # More than half of two seeds is both: standard on the first 20 examples, step-by-step on the first 32.
-    assert shown == {"": EXAMPLES, "#show=gained": 12, "#show=gained&q=question+25": 1, "#show=lost": 0}
