@@ -28,7 +28,7 @@ EXAMPLES = {
     "predict": "dsbs predict --model_dir runs/svamp --input questions.txt --output answers.jsonl",
     "aot": "dsbs aot --gin_file models/t5_1_1_xxl --topology v5p:2x2x4",
     "sweep": "dsbs sweep recipes/fig4_bestiary --run --workers 2",
-    "report": "dsbs report runs/figure4",
+    "report": "dsbs report sweeps/fig4_bestiary",
     "bench": "dsbs bench step --gin_file models/t5_1_1_large",
 }
 
