@@ -23,6 +23,8 @@ from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, changed_fields
 _HOSTS_OWN = frozenset(
     {"model_dir", "store_root", "data.data_dir", "data.vocabulary.path", "initial_weights", "progress"}
 )
+# What `dsbs sweep` leaves in the folder of a run.
+_CELL = "cell.json"
 _SHARED_SECONDS = 10.0  # A network file system may show a new file late.
 
 
@@ -41,7 +43,7 @@ def check_agreement(config: TrainConfig) -> None:
 
 
 def finished_result(config: TrainConfig) -> dict[str, Any] | None:
-    """The result of a run that is done, or None.
+    """The result of a run that is done, or None; also None where it is done but for the steps it now has more.
 
     Raises:
       ValueError: the folder holds a finished run of another configuration; names the fields.
@@ -53,19 +55,39 @@ def finished_result(config: TrainConfig) -> dict[str, Any] | None:
             return None
         summary = json.loads(path.read_text())
         check_same(config, summary["config"], config.model_dir)
-        return summary["result"]
+        return summary["result"] if summary["config"]["steps"] == config.steps else None
 
     # Process 0 writes the file: another might see it too late, or too early.
     return from_first("finished", read)
 
 
 def check_same(config: TrainConfig, before: dict[str, Any], model_dir: str) -> None:
-    """Raises ValueError where a run that was configured as `before` cannot go on as `config`; names the fields."""
-    if changed := changed_fields(before, config.to_json(), MAY_CHANGE):
+    """Raises ValueError where a run that was configured as `before` cannot go on as `config`; names the fields.
+
+    It may go on to more steps, unless it is a cell of a sweep.
+    """
+    longer = config.steps > before["steps"]
+    if changed := changed_fields(before, config.to_json(), MAY_CHANGE | {"steps"} if longer else MAY_CHANGE):
         raise ValueError(
             f"{model_dir} holds a run with another configuration, which cannot go on with this one: "
             f"{'; '.join(changed)}. Choose another model_dir, or the old values."
         )
+    if longer and _is_cell(pathlib.Path(model_dir)):
+        raise ValueError(
+            f"{model_dir} is a cell of a sweep, named by its {before['steps']} steps and all else that it is: for "
+            f"{config.steps} steps copy it elsewhere, under another name (cp -r), and continue the copy."
+        )
+
+
+def leave_sweep(folder: pathlib.Path) -> None:
+    """Of a copied cell that is continued: it is no cell of its sweep any more."""
+    (folder / _CELL).unlink(missing_ok=True)
+
+
+def _is_cell(folder: pathlib.Path) -> bool:
+    """A cell's folder has the cell's name; a copy of it, another."""
+    path = folder / _CELL
+    return path.is_file() and json.loads(path.read_text())["cell"] == folder.absolute().name
 
 
 @contextlib.contextmanager

@@ -51,8 +51,9 @@ def train(config: TrainConfig, operative_config: str = "") -> Result:
     """Trains one student, or goes on where a killed run stopped, and evaluates it.
 
     The run's folder gets `metrics.jsonl`, `tensorboard/`, `checkpoints/`, `predictions_{validation,test}.jsonl` (of the
-    selected step), and `summary.json`. A finished run is not run again: its summary is returned. In a run of several
-    processes, process 0 writes all but the checkpoints, and all return the same result.
+    selected step), and `summary.json`. A finished run is not run again: its summary is returned. With more steps than
+    before, a run goes on from its last checkpoint, finished or not, with the learning rates of the new number. In a run
+    of several processes, process 0 writes all but the checkpoints, and all return the same result.
 
     Args:
       config: the run.
@@ -154,6 +155,7 @@ def _write(run: runs.Run, result: Result, evaluations: dict[str, Evaluation | No
         "result": dataclasses.asdict(result),
         "data": run.data_report,
         "config": run.config.to_json(),
+        "continued_from": run.continued_from,
         "made": made,
     }
     write_whole(run.folder / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -27,7 +27,7 @@ from dsbs_jax.sharding.mesh import make_mesh
 from dsbs_jax.sharding.rules import param_shardings
 from dsbs_jax.training.checkpoints import Checkpoints, abstract
 from dsbs_jax.training.config import TrainConfig
-from dsbs_jax.training.folder import check_same
+from dsbs_jax.training.folder import check_same, leave_sweep
 from dsbs_jax.training.initial_weights import initial_weights
 from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.program import TrainingProgram, training_program
@@ -51,6 +51,7 @@ class Run:
       mesh: the devices.
       state: where training goes on; donated to the first step.
       history: (step, validation accuracy) of the evaluations so far.
+      continued_from: the numbers of steps that the run had before it was continued to more, in their order.
       train_step: the jitted step.
       evaluators: by split, of `validation` and `test`; a foreign task may lack them.
       checkpoints: the run's.
@@ -66,6 +67,7 @@ class Run:
     mesh: Mesh
     state: TrainState
     history: History
+    continued_from: list[int]
     train_step: Callable[..., Any]
     evaluators: dict[str, Evaluator]
     checkpoints: Checkpoints
@@ -103,6 +105,7 @@ class Run:
             "data_position": step * self.config.batch_size,
             "seed": self.config.seed,
             "history": history,
+            "continued_from": self.continued_from,
             "decode_length": self.decode_length,
             "vocabulary": self.store.meta.vocabulary_fingerprint,
             "store": self.store.meta.key,
@@ -198,7 +201,9 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         config.microbatches,
         config.rules(),
     )
-    state, history = _state(config, program, mesh, checkpoints)
+    state, history, continued_from = _state(config, program, mesh, checkpoints)
+    if continued_from and is_first():
+        leave_sweep(folder)
     if operative_config and is_first():
         (folder / "config.gin").write_text(operative_config)
     return Run(
@@ -209,6 +214,7 @@ def start(config: TrainConfig, folder: pathlib.Path, operative_config: str = "")
         mesh=mesh,
         state=state,
         history=history,
+        continued_from=continued_from,
         train_step=program.step,
         evaluators=evaluators,
         checkpoints=checkpoints,
@@ -231,8 +237,8 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
 
 def _state(
     config: TrainConfig, program: TrainingProgram, mesh: Mesh, checkpoints: Checkpoints
-) -> tuple[TrainState, History]:
-    """A new state, or that of the newest checkpoint."""
+) -> tuple[TrainState, History, list[int]]:
+    """A new state, or that of the newest checkpoint; with what `Run` says of the steps before it."""
     model, optimizer = program.model, program.optimizer
     # Process 0 alone removes what a killed run left: what the others see of the folder may be older.
     newest = from_first("newest", lambda: max(checkpoints.steps, default=None))
@@ -241,7 +247,7 @@ def _state(
         if config.initial_weights is not None:
             shardings = param_shardings(abstract_params(model), mesh, config.rules())
             params = initial_weights(config.initial_weights, config.model, shardings)
-        return create_state(model, optimizer, config.seed, mesh, config.rules(), params), []
+        return create_state(model, optimizer, config.seed, mesh, config.rules(), params), [], []
     record = checkpoints.record(newest)
     check_same(config, record["config"], config.model_dir)
     if record["vocabulary"] != config.data.vocabulary.fingerprint:
@@ -249,8 +255,13 @@ def _state(
     wanted = abstract_state(model, optimizer, mesh, config.rules())
     restored = checkpoints.restore(newest, wanted.params, _optimizer_item(wanted))
     logger.info("Going on after step %d.", newest)
+    continued_from = record.get("continued_from", [])
+    if (steps := record["config"]["steps"]) != config.steps:
+        continued_from = [*continued_from, steps]
+        logger.info("From here on the learning rate is that of a run of %d steps; it was of %d.", config.steps, steps)
     history = [(int(step), float(accuracy)) for step, accuracy in record["history"]]
-    return TrainState(params=restored.params, healthy=jnp.bool_(True), **restored.optimizer), history
+    state = TrainState(params=restored.params, healthy=jnp.bool_(True), **restored.optimizer)
+    return state, history, continued_from
 
 
 def _check_evaluation_batch(config: TrainConfig, mesh: Mesh) -> None:

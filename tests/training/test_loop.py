@@ -14,6 +14,8 @@ import pytest
 
 from dsbs_jax import cli
 from dsbs_jax.data.folders import held
+from dsbs_jax.experiments import results
+from dsbs_jax.files import write_whole
 
 # A student so small that compiling it is what takes the time.
 RUN = (
@@ -233,6 +235,52 @@ def test_a_resume_that_would_change_the_result_is_refused_by_field(dsbs, finishe
     assert process.returncode == 1
     assert "optimizer.learning_rate (0.01 before, 0.02 now)" in process.stderr
     assert "log_period (" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("steps", "sentence"), [(40, "copy it elsewhere, under another name"), (23, "steps (24 before, 23 now)")]
+)
+def test_a_cell_of_a_sweep_gets_no_more_steps_and_no_run_fewer(finished, tmp_path, capsys, steps, sentence):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    write_whole(folder / results.CELL, json.dumps({"cell": "run"}))
+    assert cli.main([*RUN, "--model_dir", str(folder), f"--gin.TRAIN_STEPS={steps}"]) == 1
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+    assert (folder / "summary.json").read_bytes() == (finished / "summary.json").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_finished_run_goes_on_to_more_steps_and_keeps_its_result_until_it_has_another(
+    dsbs, environment, finished, tmp_path
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    # The copy of a cell is none.
+    write_whole(folder / results.CELL, json.dumps({"cell": "whole"}))
+    longer = "--gin.TRAIN_STEPS=40"
+    assert start_and_stop(environment, folder, 28, signal.SIGKILL, longer) == -signal.SIGKILL
+    for name in ("summary.json", "predictions_test.jsonl"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+    process = dsbs(*RUN, "--model_dir", folder, longer)
+    assert process.returncode == 0, process.stderr
+    result, summary = json.loads(process.stdout), json.loads((folder / "summary.json").read_text())
+    assert summary["result"] == result
+    assert (result["steps"], summary["config"]["steps"], summary["continued_from"]) == (40, 40, [24])
+    assert json.loads((finished / "summary.json").read_text())["continued_from"] == []
+    assert not (folder / results.CELL).exists()
+
+    metrics = lines(folder / "metrics.jsonl")
+    evaluations = {line["step"]: line["validation/accuracy"] for line in metrics if "validation/accuracy" in line}
+    assert sorted(evaluations) == [8, 16, 24, 32, 40]
+    assert result["validation_accuracy"] == pytest.approx(max(evaluations.values()), abs=1e-6)
+    rates = {line["step"]: line["learning_rate"] for line in metrics if "loss" in line}
+    assert sorted(rates) == list(range(2, 41, 2))
+    # Linear to 0 at the number of steps that was the run's then; a line has the mean of two steps.
+    assert rates[24] == pytest.approx(0.01 * (1 - 22.5 / 24), rel=1e-3)
+    assert rates[26] == pytest.approx(0.01 * (1 - 24.5 / 40), rel=1e-3)
+    for split, accuracy in (("validation", "validation_accuracy"), ("test", "test_accuracy")):
+        rows = lines(folder / f"predictions_{split}.jsonl")
+        assert np.mean([row["correct"] for row in rows]) == pytest.approx(result[accuracy])
 
 
 def test_eval_and_predict_use_the_selected_weights(dsbs, finished, tmp_path):
