@@ -11,7 +11,9 @@ from pathlib import Path
 
 from dsbs_jax.models.config import Precision, T5Config
 from dsbs_jax.models.imported import GIN, Record, architecture, gin_lines, is_finished, write
-from dsbs_jax.models.streaming import Weights, abstract_parameters, load
+from dsbs_jax.models.parameters import abstract_params
+from dsbs_jax.models.streaming import Weights, load
+from dsbs_jax.models.t5 import T5
 from dsbs_jax.models.weights import check_architecture, open_weights
 from dsbs_jax.sharding.agreement import from_first, together
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
@@ -64,7 +66,7 @@ def import_weights(source: str, output: str | Path, config: ImportConfig, dtype:
     if from_first("import: finished", lambda: is_finished(output, record)):
         return f"{output} holds {name} in {dtype} already; nothing was read.\n{_usage(output)}"
     logger.info("Reading %s.", folder)
-    params = load(weights, model, param_shardings(abstract_parameters(model), mesh))
+    params = load(weights, model, param_shardings(abstract_params(T5(model)), mesh))
     write(output, params, record)
     lines = f"The model, as in {Path(output) / GIN}:\n\n{gin_lines(described)}"
     return f"{_summary(weights, record)}\n{lines}\n{_usage(output)}"

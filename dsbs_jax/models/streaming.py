@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsbs_jax.models.config import T5Config
+from dsbs_jax.models.parameters import abstract_params
 from dsbs_jax.models.t5 import T5
 
 # A piece, its copy in another type or order, and the one on its way to the device: well below 1 GB.
@@ -140,13 +141,6 @@ class Weights(abc.ABC):
         return set(), []
 
 
-@functools.lru_cache(maxsize=16)
-def abstract_parameters(config: T5Config) -> Any:
-    """The shapes of a model's parameters, in the boxes that name their logical axes; nothing is computed."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)["params"]
-
-
 def load(weights: Weights, config: T5Config, shardings: Any = None) -> dict[str, Any]:
     """The parameters of a model.
 
@@ -161,7 +155,7 @@ def load(weights: Weights, config: T5Config, shardings: Any = None) -> dict[str,
     Raises:
       ValueError: once, for all tensors that are unknown, missing, broken, or of another shape or type than the model's.
     """
-    targets = flax.traverse_util.flatten_dict(nn.meta.unbox(abstract_parameters(config)), sep="/")
+    targets = flax.traverse_util.flatten_dict(nn.meta.unbox(abstract_params(T5(config))), sep="/")
     placements = flax.traverse_util.flatten_dict(shardings, sep="/") if shardings is not None else {}
     depths = {"encoder": config.num_layers, "decoder": config.num_decoder_layers}
     sources = {path: weights.source(path, depths.get(path.partition("/")[0], 0)) for path in targets}

@@ -12,12 +12,13 @@ import optax
 from jax.sharding import Mesh
 
 from dsbs_jax.models.config import T5Config
+from dsbs_jax.models.parameters import abstract_params
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.arrays import batch_sharding
 from dsbs_jax.sharding.rules import DEFAULT_RULES, Rules, scanned_layers
 from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from dsbs_jax.training.step import abstract_params, make_train_step
+from dsbs_jax.training.step import make_train_step
 
 
 @dataclasses.dataclass(frozen=True)

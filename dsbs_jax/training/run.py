@@ -19,6 +19,7 @@ from dsbs_jax.data.batches import BatchPlan, prefetch
 from dsbs_jax.data.shared_store import ensure_store_on_hosts
 from dsbs_jax.data.store import TokenStore
 from dsbs_jax.inference.evaluation import Evaluation, Evaluator
+from dsbs_jax.models.parameters import abstract_params
 from dsbs_jax.models.platform import check_platform
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.agreement import from_first, is_first, together
@@ -31,7 +32,7 @@ from dsbs_jax.training.folder import check_same, leave_sweep
 from dsbs_jax.training.initial_weights import initial_weights
 from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.program import TrainingProgram, training_program
-from dsbs_jax.training.step import TrainState, abstract_params, abstract_state, create_state
+from dsbs_jax.training.step import TrainState, abstract_state, create_state
 from dsbs_jax.training.telemetry import NonFiniteLossError, Telemetry
 
 logger = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from dsbs_jax.models.parameters import abstract_params, boxed_params
 from dsbs_jax.sharding.arrays import batch_sharding, check_rows
 from dsbs_jax.sharding.rules import DEFAULT_RULES, Rules, param_shardings, shardings_like_params
 from dsbs_jax.training.losses import LossConfig, TaskSums, multi_task_loss, task_counts
@@ -59,11 +60,6 @@ class TrainState:
     healthy: jax.Array
 
 
-def abstract_params(model: nn.Module) -> Any:
-    """The shapes of the model's parameters, in the boxes that name their logical axes."""
-    return jax.eval_shape(lambda: _init_boxed(model, jax.random.key(0)))
-
-
 def placed_params(model: nn.Module, mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Any:
     """The shape, dtype and sharding of every parameter, as `jax.ShapeDtypeStruct`; nothing is computed."""
     boxed = abstract_params(model)
@@ -77,7 +73,7 @@ def init_params(model: nn.Module, seed: int, mesh: Mesh, rules: Rules = DEFAULT_
     """
 
     def init(seed: jax.Array) -> Any:
-        return nn.meta.unbox(_init_boxed(model, _keys(seed)[0]))
+        return nn.meta.unbox(boxed_params(model, _keys(seed)[0]))
 
     return jax.jit(init, out_shardings=param_shardings(abstract_params(model), mesh, rules))(jnp.uint32(seed))
 
@@ -272,12 +268,6 @@ def _shardings(state: TrainState) -> TrainState:
 
 def _place(array: jax.ShapeDtypeStruct, sharding: NamedSharding) -> Any:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-
-def _init_boxed(model: nn.Module, key: jax.Array) -> Any:
-    # Parameters' shapes depend on the config alone: the shortest batch will do.
-    tokens = jnp.ones((1, 1), jnp.int32)
-    return model.init(key, tokens, tokens)["params"]
 
 
 def _keys(seed: jax.Array) -> jax.Array:

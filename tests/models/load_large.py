@@ -13,6 +13,8 @@ import jax
 
 from dsbs_jax.models import importing, streaming, weights
 from dsbs_jax.models.config import T5Config
+from dsbs_jax.models.parameters import abstract_params
+from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 from dsbs_jax.sharding.rules import param_shardings
 
@@ -52,6 +54,6 @@ if what == "import":
 else:
     config = T5Config(**weights.open_weights(folder).architecture, param_dtype="bfloat16")
     mesh = make_mesh(MeshConfig(preset="fsdp+tp") if jax.device_count() > 1 else MeshConfig())
-    shardings = param_shardings(streaming.abstract_parameters(config), mesh)
+    shardings = param_shardings(abstract_params(T5(config)), mesh)
     params = weights.load_weights(folder, config, shardings)
 print(placed, beyond)

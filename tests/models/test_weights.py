@@ -14,8 +14,9 @@ from dsbs_jax.models.config import T5Config, t5_config
 from dsbs_jax.models.hf import load_huggingface
 from dsbs_jax.models.imported import ARCHITECTURE
 from dsbs_jax.models.importing import ImportConfig, import_weights
+from dsbs_jax.models.parameters import abstract_params
 from dsbs_jax.models.stacking import stack_layers
-from dsbs_jax.models.streaming import abstract_parameters
+from dsbs_jax.models.t5 import T5
 from dsbs_jax.models.weights import load_weights, open_weights
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 from dsbs_jax.sharding.rules import param_shardings
@@ -56,7 +57,7 @@ def test_into_another_type_mesh_and_stacking(folders, sizes):
     mesh = make_mesh(MeshConfig(*sizes))
     expected = load_huggingface(folders / "huggingface", CONFIG)
     config = dataclasses.replace(CONFIG, param_dtype="bfloat16")
-    shardings = param_shardings(abstract_parameters(config), mesh)
+    shardings = param_shardings(abstract_params(T5(config)), mesh)
     found = load_weights(folders / "imported", config, shardings)
     _assert_same(found, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), expected))
     assert jax.tree.map(lambda leaf: leaf.sharding, found) == shardings

@@ -8,7 +8,9 @@ import sys
 import jax
 import numpy as np
 
-from dsbs_jax.models import hf, streaming
+from dsbs_jax.models import hf
+from dsbs_jax.models.parameters import abstract_params
+from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.distributed import initialize, shutdown
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 from dsbs_jax.sharding.rules import param_shardings
@@ -47,9 +49,7 @@ class Counted:
 hf.safe_open = lambda *words, **options: Counted(opened(*words, **options))
 config = hf.config_from_huggingface(folder)
 count = 0  # Reading the config looks whether the two embeddings are one.
-shardings = param_shardings(
-    streaming.abstract_parameters(config), make_mesh(MeshConfig(data=1, fsdp=fsdp, model=model))
-)
+shardings = param_shardings(abstract_params(T5(config)), make_mesh(MeshConfig(data=1, fsdp=fsdp, model=model)))
 params = hf.load_huggingface(folder, config, shardings)
 held = sum(
     sum({str(shard.index): shard.data.nbytes for shard in leaf.addressable_shards}.values())

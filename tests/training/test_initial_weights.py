@@ -9,8 +9,9 @@ import pytest
 
 from dsbs_jax.models.config import t5_config
 from dsbs_jax.models.hf import load_huggingface
+from dsbs_jax.models.parameters import abstract_params
 from dsbs_jax.models.stacking import stack_layers
-from dsbs_jax.models.streaming import abstract_parameters
+from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 from dsbs_jax.sharding.rules import param_shardings
 from dsbs_jax.training.checkpoints import Checkpoints
@@ -22,7 +23,7 @@ CONFIG = t5_config(
 
 
 def _shardings(config, **sizes):
-    return param_shardings(abstract_parameters(config), make_mesh(MeshConfig(**sizes)))
+    return param_shardings(abstract_params(T5(config)), make_mesh(MeshConfig(**sizes)))
 
 
 @pytest.fixture(scope="module")

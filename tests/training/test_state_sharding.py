@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from dsbs_jax.models.config import T5Config
+from dsbs_jax.models.parameters import abstract_params
 from dsbs_jax.models.stacking import unstack_layers
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.arrays import put_batch
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 from dsbs_jax.sharding.rules import scanned_layers
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from dsbs_jax.training.step import abstract_params, abstract_state, create_state, init_params, make_train_step
+from dsbs_jax.training.step import abstract_state, create_state, init_params, make_train_step
 
 # Matrices of at least 128 x 128: smaller ones Adafactor does not factor.
 CONFIG = T5Config(

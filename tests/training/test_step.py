@@ -9,13 +9,14 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dsbs_jax.models.config import T5Config
+from dsbs_jax.models.parameters import abstract_params
 from dsbs_jax.models.t5 import T5
 from dsbs_jax.sharding.arrays import put_batch
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
 from dsbs_jax.sharding.rules import DEFAULT_RULES, make_rules, scanned_layers
 from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from dsbs_jax.training.step import abstract_params, abstract_state, create_state, init_params, make_train_step
+from dsbs_jax.training.step import abstract_state, create_state, init_params, make_train_step
 
 CONFIG = T5Config(
     d_model=16, d_kv=4, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=8, vocab_size=64, dropout_rate=0.0
