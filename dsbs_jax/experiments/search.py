@@ -250,7 +250,7 @@ def _lines(search: Search, name: str) -> list[str]:
     teacher = search.teacher
     if teacher is None:
         return [
-            f"{search.dataset}, {name}: how often the teacher is right, the first finished run tells.",
+            f"{search.dataset}, {name}: the first finished run will tell how often the teacher is right.",
             _place(search),
         ]
     share = f"{teacher.accuracy:.3f} of {teacher.rows} {teacher.split} rows"
