@@ -108,6 +108,11 @@ class Checkpoints:
         best = best_of(_scored(self._checkpointer.checkpoints))
         return best[0] if best else None
 
+    def best_or_last(self) -> int | None:
+        """The best step, before the first evaluation the last one; None where there is no checkpoint."""
+        best = self.best_step()
+        return best if best is not None else max(self.steps, default=None)
+
     def save(self, step: int, params: Any, optimizer: Any, record: dict[str, Any], accuracy: float | None) -> None:
         """Starts saving; returns once the arrays are copied off the devices.
 

@@ -31,10 +31,8 @@ def initial_weights(folder: str | Path, config: T5Config, shardings: Any) -> dic
     if not checkpoints.is_dir():
         return load_weights(folder, config, shardings)
     with Checkpoints(checkpoints, writer=False) as run:
-        if not run.steps:
+        if (step := run.best_or_last()) is None:
             raise ValueError(f"The run in {folder} has no checkpoint yet: name another INITIAL_CHECKPOINT_PATH.")
-        best = run.best_step()
-        step = run.steps[-1] if best is None else best
         model = run.record(step)["config"]["model"]
     check_architecture(model, config, folder)
     logger.info("Starting from step %d of %s.", step, folder)

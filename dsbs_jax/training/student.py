@@ -138,14 +138,13 @@ def evaluation_store(config: TrainConfig, trained_on: str) -> TokenStore:
 
 
 def _number(checkpoints: Checkpoints, step: str, model_dir: str) -> int:
-    steps = checkpoints.steps
-    if not steps:
+    steps, best = checkpoints.steps, checkpoints.best_or_last()
+    if best is None:
         raise FileNotFoundError(f"{model_dir} has no checkpoint yet.")
     if step == "last":
         return steps[-1]
     if step == "best":
-        best = checkpoints.best_step()
-        return steps[-1] if best is None else best
+        return best
     if not step.isdecimal() or int(step) not in steps:
         raise FileNotFoundError(
             f"{model_dir} has no checkpoint of step {step!r}: there are best, last, {', '.join(map(str, steps))}."
