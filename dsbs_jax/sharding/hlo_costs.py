@@ -8,7 +8,6 @@ compared with.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import math
@@ -49,8 +48,8 @@ def program_costs(text: str) -> Costs:
       ValueError: for a text without entry computation, and for a loop whose trip count cannot be read off it.
     """
     program = _Program(text)
-    total = program.cost(program.entry)
-    return Costs(total.flops, total.bytes + sum(total.open.values()))
+    total = program.cost(program.entry).closed()
+    return Costs(total.flops, total.bytes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +77,15 @@ class _Cost:
     bytes: float = 0.0
     open: dict[tuple[str, ...], float] = dataclasses.field(default_factory=dict)
 
-    def add(self, other: _Cost, times: float = 1.0) -> None:
-        self.flops += times * other.flops
-        self.bytes += times * (other.bytes + (sum(other.open.values()) if times != 1 else 0.0))
-        if times == 1:
-            self.open |= other.open
+    def add(self, other: _Cost) -> None:
+        self.flops += other.flops
+        self.bytes += other.bytes
+        # Bytes stay open until the computation that holds the fusions is done.
+        self.open |= other.open
 
-    def closed(self) -> _Cost:
-        return _Cost(self.flops, self.bytes + sum(self.open.values()))
+    def closed(self, times: int = 1) -> _Cost:
+        """That of so many runs, each of which sends its own."""
+        return _Cost(times * self.flops, times * (self.bytes + sum(self.open.values())))
 
 
 class _Program:
@@ -114,15 +114,10 @@ class _Program:
             opcode = instruction.opcode
             if opcode == "while":
                 body = _attribute(instruction, "body").lstrip("%")
-                total.add(self.cost(body).closed(), self._trips(instruction))
+                total.add(self.cost(body).closed(self._trips(instruction)))
             elif opcode == "conditional":
                 total.add(max((self.cost(branch) for branch in instruction.called()), key=lambda cost: cost.flops))
-            elif opcode == "fusion":
-                inner = self.cost(instruction.called()[0])
-                total.add(_Cost(inner.flops, 0.0, {}))
-                # Bytes stay open until the computation that holds the fusions is done.
-                total.open |= inner.open
-            elif opcode in ("call", "async-start", "custom-call"):
+            elif opcode in ("fusion", "call", "async-start", "custom-call"):
                 for callee in instruction.called():
                     total.add(self.cost(callee))
             elif opcode == "dot":
@@ -302,14 +297,14 @@ def _size(shape: str) -> float:
 def _valid_positions(inputs: int, kernel: int, outputs: int, stride: int, low: int, dilate: int, spread: int) -> int:
     """Pairs of kernel and output positions along one dimension that fall on an input and not on padding."""
     last = (inputs - 1) * dilate
-    counts = collections.Counter[bool]()
+    count = 0
     for k in range(kernel):
         # Output o reads position o * stride - low + k * spread of the dilated input.
         start = k * spread - low
         first = max(0, -(start // stride)) if start < 0 else 0
         stop = min(outputs, (last - start) // stride + 1)
         if dilate == 1:
-            counts[True] += max(0, stop - first)
+            count += max(0, stop - first)
         else:
-            counts[True] += sum((o * stride + start) % dilate == 0 for o in range(first, stop))
-    return counts[True]
+            count += sum((o * stride + start) % dilate == 0 for o in range(first, stop))
+    return count
