@@ -18,9 +18,8 @@ from dsbs_jax.models.platform import check_platform
 from dsbs_jax.sharding.arrays import check_rows
 from dsbs_jax.sharding.chips import find_chip
 from dsbs_jax.sharding.mesh import make_mesh
-from dsbs_jax.sharding.rules import make_rules
 from dsbs_jax.training.aot import AotConfig
-from dsbs_jax.training.program import abstract_batch, training_program
+from dsbs_jax.training.program import abstract_batch
 from dsbs_jax.training.step import abstract_state, create_state
 
 logger = logging.getLogger(__name__)
@@ -61,18 +60,10 @@ def run(config: StepBenchConfig) -> dict[str, Any]:
       FloatingPointError: the loss stopped being a number, from where on steps make no update.
     """
     program, model = config.program, config.program.model
-    mesh, rules = make_mesh(program.mesh), make_rules(program.sharding_rules)
+    mesh, rules = make_mesh(program.mesh), program.rules()
     check_platform(model, mesh.local_devices[0], program.lengths)
     check_rows(mesh, program.rows, program.microbatches)
-    made = training_program(
-        model,
-        program.optimizer,
-        program.steps,
-        (1.0,) * program.tasks,
-        mesh,
-        microbatches=program.microbatches,
-        rules=rules,
-    )
+    made = program.training_program(mesh)
     shapes = abstract_batch(mesh, program.rows, *program.lengths)
     lowered = made.step.lower(abstract_state(made.model, made.optimizer, mesh, rules), shapes)
     started = time.perf_counter()

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dsbs_jax.inference.decoding import greedy_decode
 from dsbs_jax.models.config import T5Config
@@ -23,9 +24,9 @@ from dsbs_jax.sharding.arrays import batch_sharding, row_multiple
 from dsbs_jax.sharding.chips import Chip, find_chip
 from dsbs_jax.sharding.hlo_costs import Costs, program_costs
 from dsbs_jax.sharding.mesh import MeshConfig, make_mesh
-from dsbs_jax.sharding.rules import make_rules
+from dsbs_jax.sharding.rules import Rules, make_rules
 from dsbs_jax.training.optimizers import OptimizerConfig
-from dsbs_jax.training.program import abstract_batch, training_program
+from dsbs_jax.training.program import TrainingProgram, abstract_batch, training_program
 from dsbs_jax.training.step import abstract_state
 
 PROGRAMS = ("train", "decode")
@@ -65,6 +66,22 @@ class AotConfig:
         for name in ("rows", "tasks", "microbatches", "decode_rows", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    def rules(self) -> Rules:
+        """The logical rules with this configuration's changes."""
+        return make_rules(self.sharding_rules)
+
+    def training_program(self, mesh: Mesh) -> TrainingProgram:
+        """The step of a run of this shape on `mesh`, its tasks weighed alike."""
+        return training_program(
+            self.model,
+            self.optimizer,
+            self.steps,
+            (1.0,) * self.tasks,
+            mesh,
+            microbatches=self.microbatches,
+            rules=self.rules(),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,17 +139,8 @@ def estimate(config: AotConfig, devices: Sequence[jax.Device], program: str = "t
     """
     check_platform(config.model, devices[0], config.lengths, training=program == "train")
     mesh = make_mesh(config.mesh, devices)
-    rules = make_rules(config.sharding_rules)
-    made = training_program(
-        config.model,
-        config.optimizer,
-        config.steps,
-        (1.0,) * config.tasks,
-        mesh,
-        microbatches=config.microbatches,
-        rules=rules,
-    )
-    state = abstract_state(made.model, made.optimizer, mesh, rules)
+    made = config.training_program(mesh)
+    state = abstract_state(made.model, made.optimizer, mesh, config.rules())
     encoder_length, decoder_length = config.lengths
     if program == "train":
         rows = _rounded(config.rows, row_multiple(mesh) * config.microbatches)
