@@ -14,7 +14,7 @@ SLOW ?= slow
 
 .PHONY: demo test test-slow lint types install clean
 
-demo: $(VENV)/demo  ## The whole method on the embedded dataset: label, distil by both methods, a table, a plot
+demo: $(VENV)/demo  ## The whole method on the embedded dataset: label, distil by both methods, a report
 	$(BIN)/dsbs demo
 
 test: $(VENV)/test  ## The fast tests

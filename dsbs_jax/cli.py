@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    sub = verb("demo", _demo, "distil on the embedded dataset: both methods, fractions, seeds; a table and a plot")
+    sub = verb("demo", _demo, "distil on the embedded dataset: both methods, fractions, seeds; a report")
     sub.add_argument("--output", default="runs/demo", help="folder for results (default: %(default)s)")
 
     sub = verb("data", _data, "list, show or check datasets; their sizes as a table")

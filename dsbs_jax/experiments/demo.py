@@ -1,6 +1,6 @@
 """The whole method on the embedded dataset: a teacher labels it over HTTP, students learn from it, and are compared.
 
-Both methods, gold and teacher's labels, fractions and seeds; a table, a plot, a paired test.
+Both methods, gold and teacher's labels, fractions and seeds; the report is that of a sweep, see `report.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import jax
 from dsbs_jax.data.label_card import summary
 from dsbs_jax.data.labelling import LabelConfig, Labelling
 from dsbs_jax.data.prepare import default_store_root, ensure_store
-from dsbs_jax.experiments.compare import comparison_table, plot_fractions
+from dsbs_jax.experiments.report import write_report
 from dsbs_jax.files import write_whole
 from dsbs_jax.schema import LabelSource, Method, make_method
 from dsbs_jax.sharding.compilation import keep_compilations
@@ -83,7 +83,7 @@ class DemoConfig:
 
 
 def run(config: DemoConfig, operative_config: str = "") -> str:
-    """Labels, trains the grid, and returns the report, in Markdown; also written beside `results.jsonl` with a plot.
+    """Labels, trains the grid, writes the report on it beside `results.jsonl`, and returns its tables, in Markdown.
 
     Args:
       config: the grid.
@@ -112,14 +112,10 @@ def run(config: DemoConfig, operative_config: str = "") -> str:
             f"({result['seconds']:.0f} s, {time.perf_counter() - started:.0f} s in all)",
             file=sys.stderr,
         )
-    table = comparison_table(
-        [pathlib.Path(cell.model_dir) for cell in runs], [method.name for method in config.methods]
-    )
-    report = f"The teacher, {TEACHER_MODEL}: {card}.\n\n{table}"
-    (folder / "report.md").write_text(report + "\n")
-    plot_fractions(results, folder / "accuracy.png")
+    report = write_report(folder)
     return (
-        f"{report}\n\nResults: {results}\nPlot:    {folder / 'accuracy.png'}\n"
+        f"{report.with_name('tables.md').read_text()}\nThe teacher, {TEACHER_MODEL}: {card}.\n\n"
+        f"Report:  {report} shows all this, with figures and examples\nResults: {results}\n"
         f"Labels:  {labels / 'train.report.html'} judges the teacher's answers"
     )
 

@@ -63,8 +63,7 @@ class Figure:
       logarithmic: the x axis.
       lines: one a student.
       levels: teachers and the paper's values.
-      y_label: of the axis; what is drawn is 100 times the shares.
-      unit: of what is drawn.
+      gain: what is drawn are differences in accuracy, not accuracies.
     """
 
     name: str
@@ -75,8 +74,17 @@ class Figure:
     logarithmic: bool
     lines: tuple[Line, ...]
     levels: tuple[Level, ...]
-    y_label: str = "test accuracy, %"
-    unit: str = "%"
+    gain: bool = False
+
+    @property
+    def y_label(self) -> str:
+        """Of the axis; what is drawn is 100 times the shares."""
+        return "gain over standard training, points" if self.gain else "test accuracy, %"
+
+    @property
+    def unit(self) -> str:
+        """Of what is drawn."""
+        return "points" if self.gain else "%"
 
     def named(self, x: float) -> str:
         """A place on the x axis, as its tick says it."""
@@ -224,15 +232,18 @@ def _qualities(panel: Panel, stem: str, look: _Look) -> list[Figure]:
     gains = _gains(panel)
     taught = {teacher: told["train"].accuracy for teacher, told in panel.teachers.items() if "train" in told}
     by_teacher, by_noise = [], []
-    for key, members in _grouped([student for student in gains if student.teacher in taught], "teacher", None).items():
+    groups = _grouped([student for student in gains if student.teacher in taught], "teacher", None)
+    names = titles(list(groups))
+    for key, members in groups.items():
         points = _sorted(Point(100 * taught[student.teacher or ""], *gains[student]) for student in members)
-        by_teacher.append(Line(titles([key])[key], look.slots[members[0]], points))
+        by_teacher.append(Line(names[key], look.slots[members[0]], points))
     for trait, what in (("wrong_rationales", "exchanged"), ("missing_rationales", "removed")):
-        for key, members in _grouped(gains, trait, 0.0).items():
+        groups = _grouped(gains, trait, 0.0)
+        names = titles(list(groups))
+        for key, members in groups.items():
             points = _sorted(Point(100 * (1 - getattr(student, trait)), *gains[student]) for student in members)
             # The last one's look: the first, with all rationales as they were, may be on both lines.
-            title = f"{look.names.get(key) or titles([key])[key]}, the others {what}"
-            by_noise.append(Line(title, look.slots[members[-1]], points))
+            by_noise.append(Line(f"{names[key]}, the others {what}", look.slots[members[-1]], points))
     figures = []
     for name, label, lines in (
         ("teachers", "the teacher's labels that are right, training rows, %", by_teacher),
@@ -242,9 +253,8 @@ def _qualities(panel: Panel, stem: str, look: _Look) -> list[Figure]:
         if lines:
             ticks = tuple((x, f"{x:.3g}") for x in sorted({point.x for line in lines for point in line.points}))
             where = f"{panel.dataset}, {panel.model}, {100 * panel.fractions[-1]:g} % of the data"
-            unit = ("gain over standard training, points", "points")
             name = f"{stem}-gain-{name}"
-            figures.append(Figure(name, panel.dataset, where, label, ticks, False, tuple(lines), (), *unit))
+            figures.append(Figure(name, panel.dataset, where, label, ticks, False, tuple(lines), (), gain=True))
     return figures
 
 

@@ -53,7 +53,7 @@ def accuracy_table(panel: Panel, titles: Titles) -> Table:
 
 def _accuracy(cell: Runs | None) -> Cell:
     if cell is None:
-        return Cell("missing", "no run of this cell is planned or done")
+        return Cell("not run", "no run of this cell is planned or done")
     states = ", ".join(f"seed {row.seed}: {row.status}" for row in cell.rows if row.seed not in cell.runs)
     if cell.mean is None:
         return Cell("missing", states or f"seeds {_listed(cell.expected)} have no test accuracy")

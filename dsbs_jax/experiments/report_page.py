@@ -40,6 +40,7 @@ _STYLE = f"""
 .plot .off {{ display: none; }}
 #said {{ position: fixed; z-index: 9; max-width: 80vw; padding: 6px 10px; border-radius: 8px; white-space: pre-line;
   background: var(--text); color: var(--page); font-size: 13px; pointer-events: none; }}
+td.short {{ white-space: nowrap; }} td:first-child {{ min-width: 140px; }}
 #said[hidden] {{ display: none; }} a {{ color: var(--accent); }}
 @media (max-width: 600px) {{ .plot .wide svg {{ min-width: 440px; }} .plot text, .plot .label {{ font-size: 17px; }} }}
 @media print {{ :root {{ {_palette(COLOURS)} --page: #fff; --card: #fff; --text: #000; --soft: #444; --line: #ccc; }}

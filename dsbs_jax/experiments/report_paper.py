@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dsbs_jax.experiments.analysis import Panel, Tested
 from dsbs_jax.experiments.published import published
 from dsbs_jax.experiments.report_content import Titles, difference, p_values, where, with_error
-from dsbs_jax.experiments.report_data import read_data
+from dsbs_jax.experiments.report_data import read_data, shown
 from dsbs_jax.experiments.report_tables import Cell, Table
 from dsbs_jax.experiments.results import Row
 from dsbs_jax.experiments.students import Student, teacher_name
@@ -17,6 +17,8 @@ from dsbs_jax.experiments.students import Student, teacher_name
 def teacher_table(panel: Panel, titles: Titles) -> Table | None:
     """Step-by-step with the rationales of several teachers, at the largest fraction; None where there is only one."""
     lines = [one for one in _largest(panel) if (one.a.method, one.b.method) == ("step_by_step", "standard")]
+    right = {teacher: one.accuracy for teacher, told in panel.teachers.items() if (one := shown(told))}
+    lines.sort(key=lambda one: right.get(one.a.teacher or "", 0.0))
     teachers = [one.a.teacher for one in lines if one.a.teacher]
     if len(set(teachers)) < 2:
         return None

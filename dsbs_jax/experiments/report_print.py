@@ -53,6 +53,8 @@ def draw(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
             else:
                 look = {"color": "#444444", "markersize": 8, "markerfacecolor": "none", "label": level.title}
                 axes.plot(level.x, 100 * level.y, "xd^*s"[level.slot % 5], **look)
+        if figure.gain:
+            axes.axhline(0, color="#444444", linewidth=1)
         if figure.logarithmic:
             axes.set_xscale("log")
         axes.set(xlabel=figure.x_label, ylabel=figure.y_label, title=figure.title)

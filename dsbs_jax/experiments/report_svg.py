@@ -62,7 +62,7 @@ def _scales(figure: Figure) -> tuple[Place, Place, list[float]]:
     low, high = (forward(limit) for limit in (min(seen), max(seen)))
     margin = 0.06 * (high - low) or 0.5
     low, high = low - margin, high + margin
-    values = [100 * level.y for level in figure.levels]
+    values = [100 * level.y for level in figure.levels] + [0.0] * figure.gain
     for line in figure.lines:
         for point in line.points:
             error = 0.0 if math.isnan(point.mean.error) else point.mean.error
@@ -85,7 +85,8 @@ def _axes(figure: Figure, x: Place, y: Place, percents: list[float]) -> str:
     parts = []
     for percent in percents:
         at = y(percent)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        kind = "axis" if figure.gain and percent == 0 else "grid"
+        parts.append(f'<line class="{kind}" x1="{_LEFT}" x2="{_RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{percent:g}</text>')
     for value, text in figure.ticks:
         at = x(value)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from dsbs_jax.teacher.page import escaped
 
-NBSP = "\N{NO-BREAK SPACE}"
 _SHORT = 24
 _LATEX = {c: "\\" + c for c in "&%$#_{}"} | {
     "~": r"\textasciitilde{}",
@@ -81,8 +80,8 @@ def _texts(table: Table) -> list[list[str]]:
 def _html_cell(cell: Cell) -> str:
     title = f' title="{escaped(cell.detail)}" tabindex="0"' if cell.detail else ""
     # What is short stays on one line: a number with its error, a share.
-    text = cell.text.replace(" ", NBSP) if len(cell.text) <= _SHORT else cell.text
-    return f"<td{title}>{escaped(text)}</td>"
+    short = ' class="short"' if len(cell.text) <= _SHORT else ""
+    return f"<td{short}{title}>{escaped(cell.text)}</td>"
 
 
 def _markdown(text: str) -> str:

@@ -29,8 +29,9 @@ def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
     assert grid == {(m, *cell, s) for m in ("standard", "step_by_step") for cell in labelled for s in (0, 1)}
     assert len(results) == len(grid)
     assert all(result["steps"] == 6 for result in results)
-    assert "| gold | 50% |" in process.stdout
-    assert "| teacher | 100% |" in process.stdout
+    assert "| method | 50 % | 100 % |" in process.stdout
+    assert "| step-by-step (teacher labels) | not run | " in process.stdout
+    assert "| step-by-step against standard finetuning | 50 % | " in process.stdout
     # The teacher was asked for every training row, and is right as often as it says.
     (labels,) = (folder / "labels").iterdir()
     card = json.loads((labels / "card.json").read_text())["train"]
@@ -41,8 +42,10 @@ def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
     for name, rows in (("standard-gold-1-0", 960), ("standard-teacher-1-0", card["labelled"])):
         summary = json.loads((folder / name / "summary.json").read_text())
         assert summary["data"]["training"]["rows_used"] == rows
-    assert (folder / "report.md").read_text().strip() in process.stdout
-    assert (folder / "accuracy.png").stat().st_size > 5000
+    assert (folder / "report" / "tables.md").read_text().strip() in process.stdout
+    # How right the teacher is stands in the report as its card has it.
+    assert f"few-shot CoT (the teacher itself; 960 rows of train) | {100 * card['accuracy']:.2f} | " in process.stdout
+    assert (folder / "report" / "figures" / "01-bestiary-fraction.png").stat().st_size > 5000
     # Every student can be used again, each with its own method and data.
     for method in ("standard", "step_by_step"):
         process = dsbs("eval", "--model_dir", folder / f"{method}-gold-0.5-1")
