@@ -121,7 +121,7 @@ _LEAST_QUALITIES = 3
 def make_figures(panels: Sequence[Panel]) -> list[Figure]:
     """Accuracy against what varies: the fraction, lambda, spoiled rationales, size; and gain against rationale quality.
 
-    A panel whose cells all have one fraction has no figure over it where something else varies.
+    A panel whose cells all have one fraction has no figure over it where something else varies, or the size does.
     """
     students = all_students(panels)
     look = _Look(
@@ -135,7 +135,9 @@ def make_figures(panels: Sequence[Panel]) -> list[Figure]:
         over_traits = [
             figure for name, trait in _TRAITS.items() if (figure := _over_trait(panel, f"{stem}-{name}", trait, look))
         ]
-        if len(panel.fractions) > 1 or not over_traits:
+        same = [other.fractions for other in panels if other.dataset == panel.dataset]
+        over_size = len(same) > 1 and all(panel.fractions[-1] in fractions for fractions in same)
+        if len(panel.fractions) > 1 or not (over_traits or over_size):
             figures.append(_over_fractions(panel, f"{stem}-fraction", look))
         figures += over_traits
         figures += _qualities(panel, stem, look)
@@ -206,7 +208,16 @@ def _over_trait(panel: Panel, name: str, trait: _Trait, look: _Look) -> Figure |
     fraction = panel.fractions[-1]
     done = [student for student in panel.students if (student, fraction) in panel.cells]
     flat = [s for s in done if s.method == "standard" or getattr(s, trait.field) is None]
-    groups = _grouped([student for student in done if student not in flat], trait.field, trait.plain)
+    vary = [student for student in done if student not in flat]
+    groups = _grouped(vary, trait.field, trait.plain)
+    # A point of a line over something else would be a lone one here.
+    elsewhere = {
+        student
+        for other in _TRAITS.values()
+        for members in _grouped(vary, other.field, other.plain).values()
+        for student in (members if len(members) > 1 else ())
+    }
+    groups = {key: own for key, own in groups.items() if len(own) > 1 or own[0] not in elsewhere}
     if all(len(members) < 2 for members in groups.values()):
         return None
     values = sorted({getattr(student, trait.field) for members in groups.values() for student in members})
@@ -291,7 +302,7 @@ def _over_sizes(panels: Sequence[Panel], name: str, look: _Look) -> Figure:
     levels = look.levels(panels)
     if logarithmic and fraction == 1.0:
         # At the size that the paper tells, and beside each other to the left of it.
-        levels += _paper(panels[0], lambda place: PARAMETERS * 0.96 ** (place - 1))
+        levels += _paper(panels[0], lambda place: PARAMETERS * 0.92 ** (place - 1))
     return Figure(name, panels[0].dataset, title, label, ticks, bool(logarithmic), tuple(lines), levels)
 
 

@@ -150,12 +150,14 @@ def _interval(saved: DataSaved) -> str:
 
 def findings(panel: Panel, titles: Titles) -> list[str]:
     """What a reader in a hurry should take home: step-by-step against standard training at the largest share, and the
-    data that it saves. The tables hold the other comparisons."""
+    data that it saves. The tables hold the other comparisons, and spoiled rationales where there are others.
+    """
     found = []
+    plain = any(not _is_spoiled(one.a) for one in panel.comparisons if one.a.method == "step_by_step")
     for one in panel.comparisons:
         if one.fraction != panel.fractions[-1] or one.comparison is None or one.b.method != "standard":
             continue
-        if one.a.method != "step_by_step":
+        if one.a.method != "step_by_step" or (_is_spoiled(one.a) and plain):
             continue
         difference = 100 * one.comparison.test.difference
         said = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}" if difference else "level with"
@@ -175,6 +177,10 @@ def findings(panel: Panel, titles: Titles) -> list[str]:
                 f"(95 % interval: {_interval(saved.saved)}; seeds {_listed(saved.saved.seeds)})."
             )
     return found
+
+
+def _is_spoiled(student: Student) -> bool:
+    return bool(student.wrong_rationales or student.missing_rationales)
 
 
 def cost_table(rows: Sequence[Row]) -> Table:

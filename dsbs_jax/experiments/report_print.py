@@ -18,6 +18,9 @@ DASHES = ((), (7, 3), (2, 2), (8, 3, 2, 3), (12, 3))
 # end, where students seldom come.
 LEVEL_DASHES = ((2, 4), (14, 4, 2, 4), (2, 3, 2, 9), (2, 9))
 
+# Characters of a name in the legend that leave room for a second column.
+_TWO_COLUMNS = 44
+
 
 def level_colour(slot: int) -> int:
     """The number of a teacher's colour."""
@@ -33,7 +36,10 @@ def draw(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
 
     # The same figure gives the same file: no date, no random names inside. Text stays text.
     with plt.rc_context({"svg.hashsalt": figure.name, "svg.fonttype": "none", "text.parse_math": False}):
-        drawn, axes = plt.subplots(figsize=(6.4, 5.4), layout="constrained")
+        named = [*(line.title for line in figure.lines), *(level.title for level in figure.levels)]
+        columns = 2 if max(map(len, named), default=0) <= _TWO_COLUMNS else 1
+        height = 4.2 + 0.2 * math.ceil(len(named) / columns)
+        drawn, axes = plt.subplots(figsize=(6.4, height), layout="constrained")
         for line in figure.lines:
             errors = [0.0 if math.isnan(point.mean.error) else 100 * point.mean.error for point in line.points]
             means = [100 * point.mean.mean for point in line.points]
@@ -61,8 +67,8 @@ def draw(figure: Figure, folder: pathlib.Path) -> list[pathlib.Path]:
         axes.set_xticks([x for x, _ in figure.ticks], [text for _, text in figure.ticks], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-        if figure.lines or figure.levels:
-            drawn.legend(loc="outside lower center", ncols=2, fontsize="small")
+        if named:
+            drawn.legend(loc="outside lower center", ncols=columns, fontsize="small")
         files = [folder / f"{figure.name}.{suffix}" for suffix in ("svg", "png")]
         drawn.savefig(files[0], metadata={"Date": None})
         drawn.savefig(files[1], dpi=150)
