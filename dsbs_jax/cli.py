@@ -40,12 +40,10 @@ _INCOMPLETE = 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit code: 0 done, 1 refused in a sentence, 3 a labelling that is not complete, 130
     Ctrl-C, 143 SIGTERM after saving."""
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
-    bindings = [word.removeprefix("--gin.") for word in rest if word.startswith("--gin.")]
-    unknown = [word for word in rest if not word.startswith("--gin.")]
-    if unknown:
-        parser.error(f"unknown arguments: {' '.join(unknown)}")
+    words = sys.argv[1:] if argv is None else argv
+    # Before argparse, which takes a word with a space in it for a value.
+    bindings = [word.removeprefix("--gin.") for word in words if word.startswith("--gin.")]
+    arguments = _parser().parse_args([word for word in words if not word.startswith("--gin.")])
     _set_up_logging()
     from dsbs_jax.training.preemption import Preempted
 

@@ -81,7 +81,9 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
 
     def build(files: Sequence[str], words: Sequence[str]) -> tuple[TrainConfig, str]:
-        made = gin_config.parse(["runs/train", *files, *own], [*given, *words], TrainConfig)()
+        # A variant is told last: it may change what the sweep's own file says.
+        (*axes, variant) = files
+        made = gin_config.parse(["runs/train", *axes, *own, *filter(None, [variant])], [*given, *words], TrainConfig)()
         return made, gin_config.operative()
 
     cells = sweep.expand(config, build)

@@ -44,7 +44,7 @@ def test_the_installed_script_is_the_module():
     ("words", "sentence"),
     [
         (("train", "--gin_file", "datasets/cqaa"), "Did you mean datasets/cqa.gin?"),
-        (("train", "--modeldir", "x"), "unknown arguments: --modeldir x"),
+        (("train", "--modeldir", "x"), "unrecognized arguments: --modeldir x"),
         (("train", "--gin_file", "datasets/bestiary"), "give --gin.MODEL=... and --gin.MODEL_DIR=..."),
         (("data", "show"), "Name a dataset"),
         (("data", "stats"), "Name a dataset"),

@@ -134,7 +134,7 @@ class Cell:
       sweep: the sweep's name.
       model: name of the size.
       variant: name of what else it was told; empty for nothing.
-      files: gin files.
+      files: gin files of dataset, model, method and variant, the last one '' where there is none.
       bindings: of the axes and of MODEL_DIR.
       config: the run's.
     """
@@ -175,7 +175,6 @@ def expand(sweep: SweepConfig, build: Build) -> list[Cell]:
     cells: dict[str, Cell] = {}
     for files, bindings in sweep.points():
         model, variant = (pathlib.PurePath(file).name.removesuffix(".gin") for file in (files[1], files[3]))
-        files = tuple(filter(None, files))
         config, _ = build(files, [*bindings, "MODEL_DIR=''"])
         if sweep.search and config.data.teacher is None:
             raise ValueError(f"SweepConfig.search is {sweep.search!r}, and {files[0]} has no teacher: set TEACHER.")

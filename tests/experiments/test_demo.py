@@ -35,11 +35,11 @@ def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
     # The teacher was asked for every training row, and is right as often as it says.
     (labels,) = (folder / "labels").iterdir()
     card = json.loads((labels / "card.json").read_text())["train"]
-    assert (card["rows"], card["answers"], card["gaps"]) == (960, 960, 0)
+    assert (card["rows"], card["answers"], card["gaps"]) == (1152, 1152, 0)
     assert 0.75 < card["accuracy"] < 0.85
     assert (labels / "train.report.html").stat().st_size > 5000
     # Teacher's labels leave out the rows whose answer could not be read; gold labels need none.
-    for name, rows in (("standard-gold-1-0", 960), ("standard-teacher-1-0", card["labelled"])):
+    for name, rows in (("standard-gold-1-0", 1152), ("standard-teacher-1-0", card["labelled"])):
         summary = json.loads((folder / name / "summary.json").read_text())
         assert summary["data"]["training"]["rows_used"] == rows
     assert (folder / "report" / "tables.md").read_text().strip() in process.stdout
