@@ -17,12 +17,14 @@ import numpy as np
 
 from dsbs_jax.data import packing
 from dsbs_jax.data.order import ExampleOrder, check_fraction, choose_rows
+from dsbs_jax.data.row_shape import StepLengths, cheapest_row_lengths
 from dsbs_jax.data.store import Split
 from dsbs_jax.schema import RationalePolicy
 
-# Steps packed at once: for a plan of the whole run, to choose row lengths, and around a batch that is asked for.
-_PLAN_STEPS, _FULLEST_STEPS, _BLOCK_STEPS = 512, 32, 32
-_GOOD_ENOUGH = 0.02
+# Steps packed at once, around a batch that is asked for.
+_BLOCK_STEPS = 32
+# The orders of these seeds fit into every run's shape, whatever its own: so runs have one, and compile once.
+_SHARED_SEEDS = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +118,25 @@ class BatchPlan:
         self._decoder_lengths = np.where(exists, lengths["targets"], 0)
 
         streams, self.report = choose_rows(split, exists, fraction, fraction_seed, rationale_policy)
-        self._order = ExampleOrder(streams, split.stream_rates, seed)
+        # Outside of the fraction a row may miss what `error` refuses.
+        policy: RationalePolicy = "drop" if rationale_policy == "error" else rationale_policy
+        all_streams, _ = choose_rows(split, exists, 1.0, fraction_seed, policy)
+
+        def in_order(streams: list[np.ndarray], seed: int) -> StepLengths:
+            order = ExampleOrder(streams, split.stream_rates, seed)
+            return StepLengths(self._encoder_lengths, self._decoder_lengths, order, batch_size, steps)
+
+        self._steps = in_order(streams, seed)
+        shared = [in_order(all_streams, number) for number in _SHARED_SEEDS]
         self._layouts = functools.lru_cache(maxsize=3)(self._pack_block)
-        self.shape = self._choose_shape(np.concatenate(streams), row_multiple * microbatches, row_lengths, cost)
+        self.shape = self._choose_shape(
+            shared, np.concatenate(all_streams), row_multiple * microbatches, row_lengths, cost
+        )
+        self._tell(len(np.concatenate(streams)))
 
     def indices(self, step: int) -> np.ndarray:
         """The rows of the split that step `step` (from 0) trains on, in their order: int64 [batch_size]."""
-        return self._order.slots(step * self.batch_size, self.batch_size)
+        return self._steps.order.slots(step * self.batch_size, self.batch_size)
 
     def batch(self, step: int, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The packed arrays of step `step`.
@@ -187,95 +201,48 @@ class BatchPlan:
             decoder_utilisation=decoder_tokens / (rows * decoder_length),
         )
 
-    def _lengths(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of steps `first` to `stop`: rows [steps, batch_size], and both lengths [steps, batch_size * tasks]."""
-        indices = self._order.slots(first * self.batch_size, (stop - first) * self.batch_size)
-        shape = stop - first, self.batch_size * len(self.tasks)
-        return (
-            indices.reshape(stop - first, self.batch_size),
-            self._encoder_lengths[indices].reshape(shape),
-            self._decoder_lengths[indices].reshape(shape),
-        )
-
     def _choose_shape(
-        self, used: np.ndarray, rows_multiple: int, row_lengths: tuple[int, int] | None, cost: packing.RowCost
+        self,
+        shared: list[StepLengths],
+        rows_of_all: np.ndarray,
+        rows_multiple: int,
+        row_lengths: tuple[int, int] | None,
+        cost: packing.RowCost,
     ) -> tuple[int, int, int]:
-        longest = int(self._encoder_lengths[used].max()), int(self._decoder_lengths[used].max())
+        """The shape of a run on all rows, in the orders of some seeds; with more rows where this run needs them.
+
+        So seeds and fractions share it, at the price of a few rows: what the fullest step needs differs little.
+        """
+        longest = int(self._encoder_lengths[rows_of_all].max()), int(self._decoder_lengths[rows_of_all].max())
         if row_lengths is not None and (row_lengths[0] < longest[0] or row_lengths[1] < longest[1]):
             raise ValueError(
                 f"pack_lengths is {tuple(row_lengths)} (inputs, targets), but {self.split.path} has sequences of "
                 f"{longest} tokens: give at least that, shorten feature_lengths, or leave the choice open."
             )
-        totals = np.concatenate([[encoder.sum(1), decoder.sum(1)] for _, encoder, decoder in self._chunks()], axis=1)
         if not self._packed:
             rows = self.batch_size * len(self.tasks)
             row_lengths = row_lengths or (packing.round_up(longest[0], 16), packing.round_up(longest[1], 8))
-        elif row_lengths is not None:
-            rows = int(self._rows_needed(row_lengths).max())
         else:
-            rows, row_lengths = self._cheapest_rows(totals, longest, rows_multiple, cost)
-        rows = packing.round_up(rows, rows_multiple)
-        utilisation = totals.sum(1) / (self.steps * rows * np.array(row_lengths))
+            row_lengths = row_lengths or cheapest_row_lengths(shared[0], longest, rows_multiple, cost)
+            rows = max(int(steps.rows_needed(row_lengths).max()) for steps in (self._steps, *shared))
+        return packing.round_up(rows, rows_multiple), *row_lengths
+
+    def _tell(self, rows_used: int) -> None:
+        rows, *row_lengths = self.shape
+        utilisation = self._steps.totals().sum(1) / (self.steps * rows * np.array(row_lengths))
         self.report |= {
             "batch_size": self.batch_size,
             "steps": self.steps,
-            "epochs": round(self.steps * self.batch_size / len(used), 3),
+            "epochs": round(self.steps * self.batch_size / rows_used, 3),
             "rows_per_step": rows,
-            "row_lengths": list(row_lengths),
+            "row_lengths": row_lengths,
             "encoder_utilisation": round(float(utilisation[0]), 4),
             "decoder_utilisation": round(float(utilisation[1]), 4),
         }
-        return rows, *row_lengths
-
-    def _chunks(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """`_lengths` of the whole run, some steps at a time."""
-        for first in range(0, self.steps, _PLAN_STEPS):
-            yield self._lengths(first, min(first + _PLAN_STEPS, self.steps))
-
-    def _rows_needed(self, row_lengths: tuple[int, int]) -> np.ndarray:
-        """int32 [steps]."""
-        return np.concatenate(
-            [packing.rows_needed(encoder, decoder, row_lengths) for _, encoder, decoder in self._chunks()]
-        )
-
-    def _cheapest_rows(
-        self, totals: np.ndarray, longest: tuple[int, int], rows_multiple: int, cost: packing.RowCost
-    ) -> tuple[int, tuple[int, int]]:
-        """(rows, row lengths) that make a step cheapest when every step of the run must fit.
-
-        A few full steps give each candidate a lower bound on its rows. The best one is tried on the whole run; the
-        steps that need most there sharpen all bounds, until what was tried is within 2 % of what any could reach.
-
-        Args:
-          totals: int [2 sides, steps]; tokens.
-        """
-        candidates = packing.candidate_row_lengths(longest, totals[1].sum() / totals[0].sum())
-        row_price = cost(*candidates.T)
-        least = np.zeros(len(candidates), np.int64)
-        tried: dict[float, tuple[int, tuple[int, int]]] = {}
-        fullness = (totals / totals.mean(axis=1, keepdims=True)).sum(axis=0)
-        steps = np.argsort(-fullness, kind="stable")[:_FULLEST_STEPS]
-        while True:
-            lengths = [self._lengths(step, step + 1)[1:] for step in steps]
-            encoder, decoder = (
-                np.tile(np.concatenate(side), (len(candidates), 1)) for side in zip(*lengths, strict=True)
-            )
-            needed = packing.rows_needed(encoder, decoder, tuple(np.repeat(candidates, len(steps), axis=0).T))
-            least = np.maximum(least, needed.reshape(len(candidates), len(steps)).max(axis=1))
-            bounds = packing.round_up(least, rows_multiple) * row_price
-            best = int(np.argmin(bounds))
-            if tried and min(tried) <= (1 + _GOOD_ENOUGH) * bounds[best]:
-                return tried[min(tried)]
-            row_lengths = int(candidates[best, 0]), int(candidates[best, 1])
-            needed = self._rows_needed(row_lengths)
-            least[best] = needed.max()
-            price = packing.round_up(int(least[best]), rows_multiple) * float(row_price[best])
-            tried[price] = int(least[best]), row_lengths
-            steps = np.argsort(-needed, kind="stable")[:4]
 
     def _pack_block(self, block: int) -> tuple[np.ndarray, packing.Packing]:
         first = block * _BLOCK_STEPS
-        indices, encoder, decoder = self._lengths(first, first + _BLOCK_STEPS)
+        indices, encoder, decoder = self._steps.between(first, first + _BLOCK_STEPS)
         if self._packed:
             return indices, packing.pack(encoder, decoder, self.shape[1:], self.shape[0])
         return indices, packing.one_per_row(encoder, decoder)

@@ -130,7 +130,7 @@ def test_a_host_reads_the_tokens_of_its_own_rows_alone(split, monkeypatch):
         return tokens.view(Recorded), offsets
 
     monkeypatch.setattr(Split, "ragged", recorded)
-    plan = BatchPlan(split, batch_size=16, steps=10, row_multiple=4)
+    plan = BatchPlan(split, batch_size=16, steps=10)
     half = plan.batch(0, np.arange(plan.shape[0] // 2))
     own = sum(np.count_nonzero(half[f"{side}_segment_ids"]) for side in ("encoder", "decoder"))
     assert sum(read) == own
@@ -164,6 +164,33 @@ def test_rows_divide_by_mesh_and_microbatches(split):
     plan = BatchPlan(split, batch_size=8, steps=10, row_multiple=4, microbatches=2)
     assert plan.shape[0] % 8 == 0
     assert (plan.indices(3) == BatchPlan(split, batch_size=8, steps=10).indices(3)).all()
+
+
+@pytest.mark.parametrize("policy", ["label_only", "drop"])
+def test_seeds_share_a_shape_and_fractions_its_row_lengths(split, policy):
+    def plan(seed, fraction=1.0):
+        return BatchPlan(split, batch_size=8, steps=60, seed=seed, fraction=fraction, rationale_policy=policy)
+
+    (shape,) = {plan(seed).shape for seed in range(4)}
+    for seed, fraction in ((0, 0.2), (3, 0.5), (11, 0.5), (12, 1.0)):
+        other = plan(seed, fraction)
+        assert other.shape[1:] == shape[1:]
+        # Whatever needs more rows has them, and is another shape.
+        assert other.shape[0] >= shape[0]
+        for step in range(60):
+            assert other.stats(step).sequences == len(unpack(other.batch(step)))
+
+
+def test_a_fraction_without_gaps_is_not_refused_for_the_rows_outside_of_it(tmp_path):
+    rows = [[([5, 1], [6, 1]), ([5, 1], [6, 1])] for _ in range(20)]
+    full = BatchPlan(write(tmp_path / "full", rows), batch_size=2, steps=5, fraction=0.5)
+    outside = next(i for i in range(20) if i not in {i for step in range(5) for i in full.indices(step).tolist()})
+    rows[outside][1] = None
+    split = write(tmp_path / "gap", rows)
+    plan = BatchPlan(split, batch_size=2, steps=5, fraction=0.5, rationale_policy="error")
+    assert plan.report["rows_used"] == 10
+    with pytest.raises(ValueError, match=r"1 rows of .* lack a pair"):
+        BatchPlan(split, batch_size=2, steps=5, rationale_policy="error")
 
 
 def test_row_lengths_can_be_given(split):
