@@ -89,7 +89,7 @@ def _sections(rows: Sequence[Row], panels: Sequence[Panel], named: content.Title
     of_all: dict[str, list[Table | None]] = {
         "One task or two": [*single_task_tables(panels, named)],
         "Data": [data_table(rows, named)],
-        "Missing": [content.unfinished_table(rows)],
+        "Missing": [content.unfinished_table(rows, named)],
         "What it took": [content.cost_table(rows)],
     }
     found = [(title, [table for table in tables if table]) for title, tables in (*sections.items(), *of_all.items())]

@@ -215,14 +215,14 @@ def cost_table(rows: Sequence[Row]) -> Table:
     return Table("Cost", ("runs of", "runs", "device hours", "tokens", "device", "version"), tuple(lines), note)
 
 
-def unfinished_table(rows: Sequence[Row]) -> Table | None:
+def unfinished_table(rows: Sequence[Row], titles: Titles) -> Table | None:
     """The cells that failed, run or wait, with their errors; None where all are finished."""
     left = sorted((row for row in rows if row.status != "finished"), key=lambda row: row.status)
     if not left:
         return None
     lines = tuple(
         (
-            Cell(f"{row.dataset}, {row.model}, {row.method}, {row.label_source} labels"),
+            Cell(f"{row.dataset}, {row.model}, {titles[Student.of(row)]}"),
             *(Cell(f"{100 * row.fraction:g} %"), Cell(f"{row.seed}"), Cell(row.status), Cell(row.error or "")),
             Cell(row.cell),
         )

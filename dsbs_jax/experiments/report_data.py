@@ -55,7 +55,7 @@ def report_rows(root: str | os.PathLike[str]) -> list[Row]:
 
 
 def _demo_row(results: pathlib.Path, result: dict[str, Any], folder: pathlib.Path | None, summary: dict) -> Row:
-    config = summary.get("config", {})
+    config, made = summary.get("config", {}), summary.get("made", {})
     size = parameters(config)
     return Row(
         sweep=results.parent.resolve().name,
@@ -69,9 +69,9 @@ def _demo_row(results: pathlib.Path, result: dict[str, Any], folder: pathlib.Pat
         variant="",
         num_train_examples=summary.get("data", {}).get("training", {}).get("rows_used"),
         tokens=None,
-        device=None,
-        num_devices=None,
-        code_version=None,
+        device=made.get("device"),
+        num_devices=made.get("num_devices"),
+        code_version=made.get("code_version"),
         teacher_accuracy=summary.get("data", {}).get("teacher", {}),
         error=None,
         config=config,

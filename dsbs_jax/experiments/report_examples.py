@@ -1,7 +1,7 @@
 """The page to look at examples: input, gold label, the teacher's rationale, what each student answered.
 
 All text comes as JSON that the page's script puts in as text, never as HTML. What is shown is in the address behind `#`
-(`show`, `group`, `q`), so that a view can be sent to somebody.
+(`show`, `group`, `pair`, `q`), so that a view can be sent to somebody.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 
 from dsbs_jax.experiments.analysis import Panel, Student, all_students
 from dsbs_jax.experiments.report_data import read_predictions
-from dsbs_jax.experiments.students import teacher_name, titles
+from dsbs_jax.experiments.students import pairs, teacher_name, titles
 from dsbs_jax.teacher.page import document, escaped
 
 # A page of more would be slow to open; which rows are left out is said.
 _MOST_ROWS = 2_000
 _STYLE = """
-form { display: flex; flex-wrap: wrap; gap: 10px; margin: 0 0 12px; } label { color: var(--soft); font-size: 13px; }
+form { display: flex; flex-wrap: wrap; gap: 10px; margin: 0 0 12px; } label { color: var(--soft); font-size: 13px; max-width: 100%; }
+label[hidden] { display: none; }
 select, input { display: block; font: inherit; color: var(--text); background: var(--card); max-width: 100%;
   border: 1px solid var(--line); border-radius: 8px; padding: 5px 8px; }
 button { font: inherit; padding: 6px 14px; }
@@ -29,7 +30,7 @@ _SCRIPT = """
 const groups = JSON.parse(document.getElementById('groups').textContent);
 const form = document.querySelector('form'), list = document.getElementById('list');
 const PAGE = 50;
-let shown = PAGE;
+let shown = PAGE, filled;
 function add(parent, name, text, kind) {
   const made = document.createElement(name);
   if (text !== undefined) made.textContent = text;
@@ -39,7 +40,7 @@ function add(parent, name, text, kind) {
 }
 function right(answers) { return answers.filter(a => a[2]).length * 2 > answers.length; }
 function fits(row, group) {
-  const show = form.show.value, [a, b] = [group.challenger, group.baseline];
+  const show = form.show.value, [a, b] = group.pairs[form.pair.value] || [];
   if (show === 'gained' && !(a in row.answers && b in row.answers && right(row.answers[a]) && !right(row.answers[b])))
     return false;
   if (show === 'lost' && !(a in row.answers && b in row.answers && !right(row.answers[a]) && right(row.answers[b])))
@@ -50,8 +51,19 @@ function fits(row, group) {
   return !words || [row.id, row.input, row.label, ...Object.values(row.teachers).flat(), ...said]
     .some(text => String(text).toLowerCase().includes(words));
 }
-function draw() {
+// Each group has its own students to compare.
+function fill() {
   const group = groups[form.group.value] || groups[0];
+  if (group === filled) return;
+  filled = group;
+  form.pair.replaceChildren();
+  for (const [at, [a, b]] of group.pairs.entries())
+    add(form.pair, 'option', group.titles[a] + ' against ' + group.titles[b]).value = at;
+  form.pair.parentNode.hidden = group.pairs.length < 2;
+}
+function draw() {
+  fill();
+  const group = filled;
   const rows = group.rows.filter(row => fits(row, group));
   list.replaceChildren();
   document.getElementById('count').textContent = rows.length + ' of ' + group.rows.length + ' examples. ' + group.note;
@@ -82,7 +94,10 @@ function changed() {
 }
 function open() {
   const wanted = new URLSearchParams(location.hash.slice(1));
-  for (const name of ['group', 'show', 'q']) if (wanted.has(name)) form[name].value = wanted.get(name);
+  for (const name of ['group', 'pair', 'show', 'q']) {
+    if (wanted.has(name)) form[name].value = wanted.get(name);
+    if (name === 'group') fill();
+  }
   draw();
 }
 for (const [at, group] of groups.entries()) add(form.group, 'option', group.title).value = at;
@@ -94,6 +109,7 @@ open();
 """
 _BODY = """<form>
 <label>runs<select name="group"></select></label>
+<label>compare<select name="pair"></select></label>
 <label>show<select name="show"><option value="all">all</option>
 <option value="gained">step-by-step right, standard wrong</option>
 <option value="lost">step-by-step wrong, standard right</option>
@@ -148,7 +164,7 @@ def _group(panel: Panel, named: Mapping[Student, str]) -> dict[str, Any] | None:
         "title": f"{panel.dataset}, {panel.model}, {100 * fraction:g} % of the data",
         "note": note,
         "titles": {str(at): named[student] for at, student in enumerate(students)},
-        **_compared(students),
+        "pairs": [[str(students.index(a)), str(students.index(b))] for a, b in pairs(students) if _shown(a, b)],
         "rows": list(rows.values()),
     }
 
@@ -157,11 +173,6 @@ def _asked(answer: Mapping[str, Any]) -> dict[str, Any]:
     return {name: answer.get(name, "") for name in ("id", "input", "label")}
 
 
-def _compared(students: Sequence[Student]) -> dict[str, str]:
-    """The first step-by-step student and the standard one of its label source; empty where one is not there."""
-    for at, student in enumerate(students):
-        if student.method == "step_by_step":
-            for other, baseline in enumerate(students):
-                if baseline[:2] == ("standard", student.label_source):
-                    return {"challenger": str(at), "baseline": str(other)}
-    return {"challenger": "", "baseline": ""}
+def _shown(a: Student, b: Student) -> bool:
+    """Whether the page compares the two: step-by-step and standard training."""
+    return (a.method, b.method) == ("step_by_step", "standard")

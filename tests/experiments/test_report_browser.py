@@ -207,10 +207,16 @@ def test_filters_change_the_examples(browser, page):
     one(browser, "input[name=q]").send_keys("question 25")
     until(lambda: shown() == 1)
     address = browser.current_url
-    assert address.endswith("#group=0&show=gained&q=question+25")
+    assert address.endswith("#group=0&pair=0&show=gained&q=question+25")
     browser.get(page.as_uri())
     browser.get(address)
     assert shown() == 1
+    # The other teacher's students are right on the first 32.
+    for name, keys in (("q", Keys.BACKSPACE * 20), ("pair", Keys.ARROW_DOWN)):
+        one(browser, f"[name={name}]").send_keys(keys)
+    chosen = "return document.querySelector('[name=pair]').selectedOptions[0].text"
+    assert browser.execute_script(chosen) == "step-by-step, llm against standard finetuning"
+    assert shown() == 12
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

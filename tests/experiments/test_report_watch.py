@@ -109,12 +109,10 @@ def test_mistakes_end_in_one_sentence(words, sentence, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_beside_a_sweep(watching, dsbs, tmp_path):
-    process = dsbs("sweep", "recipes/smoke", "--run", "--output", tmp_path / "sweep", timeout=500)
+    axes = ("--gin.SweepConfig.fractions=(1.0,)", "--gin.SweepConfig.seeds=(0,)")
+    process = dsbs("sweep", "recipes/smoke", "--run", "--output", tmp_path / "sweep", *axes, timeout=500)
     assert process.returncode == 0, process.stderr
     _, said = watching.communicate(timeout=120)
     assert watching.returncode == 0
     # Every cell was expected from the first result on.
-    counts = re.findall(r"(\d+) of (\d+) cells finished", said)
-    assert counts[-1] == ("8", "8")
-    assert {total for _, total in counts} == {"8"}
-    assert len(counts) > 2
+    assert re.findall(r"(\d+) of (\d+) cells finished", said) == [("1", "2"), ("2", "2")]
