@@ -18,7 +18,8 @@ from dsbs_jax.teacher.page import document, escaped
 # A page of more would be slow to open; which rows are left out is said.
 _MOST_ROWS = 2_000
 _STYLE = """
-form { display: flex; flex-wrap: wrap; gap: 10px; margin: 0 0 12px; } label { color: var(--soft); font-size: 13px; max-width: 100%; }
+form { display: flex; flex-wrap: wrap; gap: 10px; margin: 0 0 12px; }
+label { color: var(--soft); font-size: 13px; max-width: 100%; }
 label[hidden] { display: none; }
 select, input { display: block; font: inherit; color: var(--text); background: var(--card); max-width: 100%;
   border: 1px solid var(--line); border-radius: 8px; padding: 5px 8px; }
