@@ -105,6 +105,11 @@ def report_html(
     """
     listed = "<ul>" + "".join(f"<li>{escaped(said)}</li>" for said in findings) + "</ul>"
     parts = [f"<h1>{escaped(name)}</h1>", _tiles(rows)]
+    if reload:
+        watched = (
+            f"The sweep goes on: this page is written again as runs end, and loads itself anew every {reload:g} s."
+        )
+        parts.append(f'<p class="soft">{watched}</p>')
     parts.append(section("What came out", listed if findings else '<p class="soft">Nothing can be compared yet.</p>'))
     if examples:
         parts.append(f'<p><a href="{escaped(examples)}">Look at examples</a>: what each student answered.</p>')
