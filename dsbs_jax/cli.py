@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from dsbs_jax import hosts, sweep_verb
+from dsbs_jax import hosts, label_verb, sweep_verb
 from dsbs_jax.hosts import SENTENCES
 
 T = TypeVar("T")
@@ -31,10 +31,6 @@ EXAMPLES = {
     "report": "dsbs report sweeps/fig4_bestiary",
     "bench": "dsbs bench step --gin_file models/t5_1_1_large",
 }
-
-# Exit codes of a labelling that can go on: after a signal, and after limits or rows that came to nothing for now.
-_UNFINISHED = {"SIGINT": 130, "SIGTERM": 143}
-_INCOMPLETE = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,25 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     verb("prepare", _prepare, "tokenise a dataset into the token store (train does it when needed)")
 
     sub = verb("label", _label, "ask an LLM for rationales and labels; goes on where a stopped run ended")
-    sub.add_argument("--dataset", required=True, help="a name such as cqa, or a gin file of your own")
-    sub.add_argument("--teacher", required=True, help="gin file that says whom to ask, by path or name (teachers/vllm)")
-    sub.add_argument("--split", default="train", help="default: %(default)s; what is held out of train is in it")
-    sub.add_argument("--output", help="folder for the labellings of this dataset (default: labels/DATASET)")
-    sub.add_argument("--prompt", help="prompt file (default: the one that comes with the dataset)")
-    sub.add_argument("--max-cost", type=float, help="stop before more than this is spent (needs Prices)")
-    sub.add_argument("--max-requests", type=int, help="stop before more than this many requests are sent")
-    sub.add_argument("--shard", default="0/1", help="I/N: label every N-th row, from row I; join with --merge")
-    sub.add_argument("-n", type=int, default=2, help="for --dry-run: how many rows (default: %(default)s)")
-    sub.add_argument("--report", action="store_true", help="judge what was labelled: text, report.json, report.html")
-    instead = sub.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="print exactly what would be sent; send nothing")
-    instead.add_argument("--estimate", action="store_true", help="print requests, tokens and money; send nothing")
-    instead.add_argument(
-        "--merge",
-        nargs="*",
-        metavar="FOLDER",
-        help="join shards into the labelled rows; send nothing. FOLDERs: labellings that other machines made",
-    )
+    label_verb.add_flags(sub)
 
     sub = verb("parse", _parse, "read rationales and labels out of files of raw answers")
     sub.add_argument("--dataset", required=True, help="a name such as cqa, or a gin file of your own")
@@ -206,12 +184,12 @@ def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
     if arguments.action == "list":
         print(inspect.list_datasets())
         return
-    from dsbs_jax.gin_config import PrepareConfig
+    from dsbs_jax import gin_config
 
     if not arguments.dataset:
         raise ValueError(f"Name a dataset: dsbs data {arguments.action} NAME; `dsbs data list` shows them.")
-    files = [("runs/train", _description(name)) for name in arguments.dataset]
-    requests = [_parse_gin(arguments, bindings, PrepareConfig, *both)().store_request() for both in files]
+    files = [("runs/train", gin_config.dataset_file(name)) for name in arguments.dataset]
+    requests = [_parse_gin(arguments, bindings, gin_config.PrepareConfig, *both)().store_request() for both in files]
     if arguments.action == "stats":
         print(inspect.statistics(requests))
         return
@@ -222,64 +200,8 @@ def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
             print(inspect.check(request, as_json=arguments.json))
 
 
-def _description(dataset: str) -> str:
-    """The gin file of a dataset, by its name or as it is given."""
-    from dsbs_jax import gin_config
-
-    shipped = f"datasets/{dataset}"
-    return shipped if f"{shipped}.gin" in gin_config.names() else dataset
-
-
-def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int | None:
-    import pathlib
-
-    from dsbs_jax.data.label_card import summary
-    from dsbs_jax.data.label_folder import take_journals
-    from dsbs_jax.data.labelling import LabelConfig, Labelling
-
-    index, _, count = arguments.shard.partition("/")
-    if not (index.isdecimal() and count.isdecimal()):
-        raise ValueError(f"--shard is {arguments.shard!r}; it must be I/N, e.g. 0/4.")
-    part = int(count) > 1 and arguments.merge is None
-    if part and arguments.report:
-        raise ValueError("--report judges all rows: give it with --merge, when every shard is labelled.")
-    flags = {
-        "LABELS_DIR": arguments.output or f"labels/{pathlib.Path(arguments.dataset).stem}",
-        "SPLIT": arguments.split,
-        "PROMPT": arguments.prompt,
-        "MAX_COST": arguments.max_cost,
-        "MAX_REQUESTS": arguments.max_requests,
-        "LabelConfig.shard": (int(index), int(count)),
-    }
-    given = [f"{name}={value!r}" for name, value in flags.items() if value is not None]
-    files = ("runs/train", "runs/label", _description(arguments.dataset), arguments.teacher)
-    labelling = Labelling(_parse_gin(arguments, [*given, *bindings], LabelConfig, *files)())
-    if arguments.dry_run:
-        print(labelling.dry_run(arguments.n))
-        return 0
-    if arguments.estimate:
-        print(labelling.estimate().text())
-        return 0
-    asked = None
-    if arguments.merge is not None:
-        take_journals(labelling.folder, labelling.identity, arguments.merge)
-    else:
-        asked = labelling.ask()
-        print(asked.text())
-        if asked.stopped in _UNFINISHED:
-            # Whoever sent a signal wants an end; `--merge` writes what there is.
-            return _UNFINISHED[asked.stopped]
-    if part:
-        print(f"Shard {arguments.shard} lies in {labelling.folder}/journal; join all shards with --merge.")
-    else:
-        card = labelling.written() if asked is not None and asked.nothing_new else None
-        if card is not None:
-            print("Nothing is new: the labelled rows are those of the last run. (--merge writes them again.)")
-        print(summary(card or labelling.write()))
-        if arguments.report:
-            print(labelling.report())
-        print(f"Labelled rows: {labelling.folder}")
-    return 0 if asked is None or asked.complete else _INCOMPLETE
+def _label(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
+    return label_verb.run(arguments, _folders(arguments), bindings)
 
 
 def _parse(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

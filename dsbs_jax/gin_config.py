@@ -148,6 +148,12 @@ def names() -> list[str]:
     return sorted(path.relative_to(root()).as_posix() for path in root().rglob("*.gin"))
 
 
+def dataset_file(name: str) -> str:
+    """The gin file of a dataset, by its name (`cqa`) or as it is given."""
+    shipped = f"datasets/{name}"
+    return shipped if f"{shipped}.gin" in names() else name
+
+
 def find(name: str, beside: pathlib.Path | None = None) -> pathlib.Path:
     """The gin file of that name: a path as it stands, or a name below the project's `gin/`; `.gin` may be left out.
 
