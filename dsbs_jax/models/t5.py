@@ -306,31 +306,7 @@ class T5(nn.Module):
         decoder_positions: jax.Array | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """The logits of every target token: float32 [batch, length, vocab]. Arguments as in `hidden`."""
-        hidden = self.hidden(
-            encoder_input_tokens,
-            decoder_input_tokens,
-            encoder_segment_ids,
-            decoder_segment_ids,
-            encoder_positions,
-            decoder_positions,
-            deterministic,
-        )
-        return self.logits(hidden)
-
-    def hidden(
-        self,
-        encoder_input_tokens: jax.Array,
-        decoder_input_tokens: jax.Array,
-        encoder_segment_ids: jax.Array | None = None,
-        decoder_segment_ids: jax.Array | None = None,
-        encoder_positions: jax.Array | None = None,
-        decoder_positions: jax.Array | None = None,
-        deterministic: bool = True,
-    ) -> jax.Array:
-        """What the logits are read off: [batch, length, d_model] in the config's dtype.
-
-        A loss that never holds all logits takes these and `unembedding(params, config)`.
+        """The logits of every target token: float32 [batch, length, vocab].
 
         Args:
           encoder_input_tokens: int32 [batch, encoder_length].
@@ -352,7 +328,8 @@ class T5(nn.Module):
         x = self._embed(jnp.concatenate([encoder_input_tokens, decoder_input_tokens], axis=1))
         encoder_x, decoder_x = jnp.split(x, [encoder_input_tokens.shape[1]], axis=1)
         encoded = self.encoder(encoder_x, encoder_segment_ids, deterministic)
-        return self._scale(self.decoder(decoder_x, decoder_segment_ids, encoded, encoder_segment_ids, deterministic))
+        hidden = self.decoder(decoder_x, decoder_segment_ids, encoded, encoder_segment_ids, deterministic)
+        return self.logits(self._scale(hidden))
 
     def encode(self, encoder_input_tokens: jax.Array, encoder_segment_ids: jax.Array) -> jax.Array:
         """The encoded inputs for `start_cache`: [batch, encoder_length, d_model]. No dropout."""
@@ -396,8 +373,3 @@ class T5(nn.Module):
 def single_segment(tokens: jax.Array) -> jax.Array:
     """The segment ids of rows with one example each: 1 on tokens, 0 on padding; int32 [batch, length]."""
     return (tokens != 0).astype(jnp.int32)
-
-
-def unembedding(params: Any, config: T5Config) -> jax.Array:
-    """The matrix that takes `T5.hidden` to logits, `hidden @ unembedding.T`: [vocab, d_model]."""
-    return params["embedding" if config.tie_embeddings else "lm_head"]
