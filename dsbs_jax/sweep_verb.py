@@ -81,9 +81,10 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         keep_compilations(gin_config.macro("COMPILATION_CACHE_DIR"))
 
     def build(files: Sequence[str], words: Sequence[str]) -> tuple[TrainConfig, str]:
-        # A variant is told last: it may change what the sweep's own file says.
-        (*axes, variant) = files
-        made = gin_config.parse(["runs/train", *axes, *own, *filter(None, [variant])], [*given, *words], TrainConfig)()
+        # Dataset, model and method are told first; a variant last, which may change what the sweep's own file says, and
+        # with it another dataset to evaluate on.
+        last = filter(None, files[3:])
+        made = gin_config.parse(["runs/train", *files[:3], *own, *last], [*given, *words], TrainConfig)()
         return made, gin_config.operative()
 
     cells = sweep.expand(config, build)
