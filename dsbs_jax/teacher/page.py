@@ -44,6 +44,7 @@ details { border-top: 1px solid var(--line); padding: 8px 0; } summary { cursor:
 .sample dt { color: var(--soft); } .sample dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere;
   unicode-bidi: isolate; min-width: 0; }
 .good { color: var(--good); } .bad { color: var(--bad); }
+@media (max-width: 600px) { .sample dl { grid-template-columns: 100%; } .sample dd { margin-bottom: 6px; } }
 @media print { section, .tile { break-inside: avoid; } }
 """
 

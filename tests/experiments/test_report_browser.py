@@ -228,6 +228,9 @@ def test_on_a_phone_nothing_sticks_out(browser, page, scheme):
         browser.get(page.with_name(name).as_uri())
         width = "return [innerWidth, document.documentElement.scrollWidth]"
         assert browser.execute_script(width) == [360, 360], name
+        # What was said has the width of the page, however long the name of who said it.
+        widths = "return [...document.querySelectorAll('.sample dd')].map(e => e.getBoundingClientRect().width)"
+        assert all(width > 250 for width in browser.execute_script(widths))
         colours = "const look = getComputedStyle(document.body); return [look.color, look.backgroundColor]"
         dark_text = sum(map(int, browser.execute_script(colours)[0].strip("rgba()").split(",")[:3])) < 384
         assert dark_text == (scheme["features"][0]["value"] == "light")
