@@ -52,8 +52,11 @@ def write_report(
     for figure in figures if reload is None else ():
         draw(figure, folder / "figures")
     sections = _sections(rows, panels, named)
-    name = f"Report on {rows[0].sweep}"
-    examples = examples_html(rows[0].sweep, panels, reload)
+    sweeps = {row.sweep for row in rows}
+    # Recipes may share a folder.
+    sweep = sweeps.pop() if len(sweeps) == 1 else base.resolve().name
+    name = f"Report on {sweep}"
+    examples = examples_html(sweep, panels, reload)
     if examples is not None:
         write_whole(folder / "examples.html", examples)
     tables = [table for _, tables in sections for table in tables]

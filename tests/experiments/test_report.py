@@ -182,6 +182,12 @@ def test_files_for_papers(rows, tmp_path, monkeypatch):
     assert (folder / "figures" / "01-cqa-fraction.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_recipes_that_share_a_folder_are_named_by_it(rows, tmp_path, monkeypatch):
+    shared = [dataclasses.replace(rows[0], sweep="figure5"), *rows[1:]]
+    write(tmp_path, shared, monkeypatch)
+    assert (tmp_path / "report" / "tables.md").read_text().startswith(f"# Report on {tmp_path.name}\n")
+
+
 def test_tables_escape_what_their_languages_would_read():
     table = Table("a_b", ("x", "y"), ((Cell("50 % | <b>"), Cell("a\\b_{c}")),), "note")
     assert "| 50 % \\| \\<b\\> | a\\\\b\\_{c} |" in to_markdown(table)
