@@ -79,6 +79,8 @@ def _train(run: runs.Run, started: float) -> Result:
     state, history = run.state, run.history
     with run.checkpoints, run.telemetry as telemetry, PreemptionSignal() as signal, shared_fate():
         step = int(state.step)
+        # By step: the latest one, which is very often that of the selected step. Its answers are wanted at the end.
+        known: dict[int, Evaluation | None] = {}
         # A run killed between its last evaluation and its summary has no step left to do.
         for step, batch, stats in () if _should_stop(config, history) else run.batches():
             state, metrics = run.train_step(state, batch)
@@ -87,6 +89,7 @@ def _train(run: runs.Run, started: float) -> Result:
                 if step % config.eval_period == 0 or step == config.steps:
                     telemetry.flush()
                     validation = run.evaluate("validation", state.params)
+                    known = {step: validation}
                     if validation is not None:
                         telemetry.event(step, {"validation/accuracy": validation.accuracy})
                         history.append((step, validation.accuracy))
@@ -104,7 +107,7 @@ def _train(run: runs.Run, started: float) -> Result:
             except NonFiniteLossError as error:
                 raise run.explain_non_finite(error, state, history) from error
         last = run.evaluate("test", state.params)
-        return _finish(run, state.params, step, history, last, started)
+        return _finish(run, state.params, step, history, last, known, started)
 
 
 def _should_stop(config: TrainConfig, history: list[tuple[int, float]]) -> bool:
@@ -115,14 +118,24 @@ def _should_stop(config: TrainConfig, history: list[tuple[int, float]]) -> bool:
 
 
 def _finish(
-    run: runs.Run, params: Any, step: int, history: list[tuple[int, float]], last: Evaluation | None, started: float
+    run: runs.Run,
+    params: Any,
+    step: int,
+    history: list[tuple[int, float]],
+    last: Evaluation | None,
+    known: dict[int, Evaluation | None],
+    started: float,
 ) -> Result:
-    """Evaluates the selected step, writes predictions and summary."""
+    """Evaluates the selected step, writes predictions and summary.
+
+    `last` is the last step's evaluation on test, `known` are those on validation that are at hand, by step.
+    """
     selected_step, validation_accuracy = best_of(history) or (step, None)
     if selected_step != step:
         params = run.restore_params(selected_step, params)
     test = last if selected_step == step else run.evaluate("test", params)
-    evaluations = {"validation": run.evaluate("validation", params), "test": test}
+    validation = known[selected_step] if selected_step in known else run.evaluate("validation", params)
+    evaluations = {"validation": validation, "test": test}
     config = run.config
     result = Result(
         dataset=run.store.meta.name,
