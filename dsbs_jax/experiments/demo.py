@@ -51,7 +51,7 @@ class DemoConfig:
 
     run: TrainConfig
     methods: tuple[Method, ...] = (make_method("standard"), make_method("step_by_step"))
-    fractions: tuple[float, ...] = (0.5, 0.75, 1.0)
+    fractions: tuple[float, ...] = (0.25, 0.5, 1.0)
     teacher_fractions: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0, 1, 2)
     workers: int | None = None
