@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     elif arguments.csv:
         pathlib.Path(arguments.csv).write_text(results.to_csv(rows))
     if arguments.sql or runs or answers:
-        results.write_database(rows, config.folder / _DATABASE)
+        results.write_database(results.and_others(rows, config.folder), config.folder / _DATABASE)
     if arguments.sql:
         names, found = results.query(config.folder / _DATABASE, arguments.sql)
         print("\n".join("\t".join(map(str, line)) for line in [names, *found]))

@@ -152,6 +152,13 @@ def read_rows(root: str | os.PathLike[str]) -> list[Row]:
     )
 
 
+def and_others(rows: Sequence[Row], root: str | os.PathLike[str]) -> list[Row]:
+    """`rows`, and behind them those of other recipes' runs in the same folder."""
+    known = {row.cell for row in rows}
+    begun = [path for path in pathlib.Path(root).glob(f"runs/*/{CELL}") if path.parent.name not in known]
+    return [*rows, *(read_row(json.loads(path.read_text()), path.parent) for path in sorted(begun))]
+
+
 def is_search(root: str | os.PathLike[str]) -> bool:
     """Whether `--run` was last started for a search in this folder, which needs only some of its cells."""
     return bool(_json(pathlib.Path(root) / PLAN).get("search"))

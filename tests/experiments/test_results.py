@@ -82,6 +82,15 @@ def test_rows_tell_state_axes_and_numbers(root):
     assert pathlib.Path(step_by_step.folder) == root / "runs" / "a"
 
 
+def test_recipes_that_share_a_folder_share_its_database(root):
+    rows = results.read_rows(root)
+    assert [row.cell for row in rows[:2]] == ["b", "c"]
+    both = results.and_others(rows[:2], root)
+    assert both[:2] == rows[:2]
+    assert sorted(row.cell for row in both[2:]) == ["a", "d", "e"]
+    assert results.and_others([], root / "nowhere") == []
+
+
 def test_database_answers_sql_and_is_made_anew(root):
     path = root / "results.sqlite"
     results.write_database(results.read_rows(root), path)
