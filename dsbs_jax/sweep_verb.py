@@ -88,6 +88,8 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         return made, gin_config.operative()
 
     cells = sweep.expand(config, build)
+    if runs and config.search and not arguments.submit:
+        sweep.check_teachers(cells)
     if runs:
         sweep.announce(cells, config.folder, config.search)
     if arguments.retry_failed:
@@ -100,8 +102,6 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         print(f"How far they are: {shlex.join(['dsbs', 'sweep', *words, '--status'])}")
         return 0
     stopped = 0
-    if runs and config.search:
-        sweep.check_teachers(cells)
     if runs and arguments.workers > 1:
         stopped = workers.work_in_processes(command, arguments.workers, config.folder)
     elif runs and config.search:

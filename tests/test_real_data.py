@@ -15,7 +15,7 @@ SMALL = tuple(f"--gin.T5Config.{field}" for field in ("d_model=32", "d_ff=32", "
         ("svamp", "step_by_step", "gold", (720, 80, 200)),
         ("svamp", "standard", "teacher", (689, 80, 200)),
         ("cqa", "step_by_step", "teacher", (8477, 975, 1221)),
-        ("esnli", "single_task", "gold", (9856, 9842, 9824)),
+        pytest.param("esnli", "single_task", "gold", (9856, 9842, 9824), marks=pytest.mark.lengthy),
         ("svamp", "rationale_input", "gold", (710, 80, 200)),
     ],
 )

@@ -8,12 +8,15 @@ from dsbs_jax.experiments.results import read_rows
 
 RECIPES = [name.removesuffix(".gin") for name in gin_config.names() if name.startswith("recipes/")]
 
-# What a short run leaves of the axis that a recipe is about; the others are short with one seed and all data.
+_STEP_BY_STEP = {"methods": ("methods/step_by_step",)}
+# What a short run leaves of what a recipe is about; the others are short with one seed and all data.
 SHORT = {
-    "lambda_bestiary": {"rationale_weights": (0.3,), "fractions": (1.0,)},
-    "wrong_rationales_bestiary": {"wrong_rationales": (0.5,)},
-    "missing_rationales_bestiary": {"missing_rationales": (0.5,)},
-    "quality_bestiary": {"teachers": ("errs_75",)},
+    "lambda_bestiary": {"rationale_weights": (0.3,)} | _STEP_BY_STEP,
+    "wrong_rationales_bestiary": {"wrong_rationales": (0.5,)} | _STEP_BY_STEP,
+    "missing_rationales_bestiary": {"missing_rationales": (0.5,)} | _STEP_BY_STEP,
+    "quality_bestiary": {"teachers": ("errs_75",)} | _STEP_BY_STEP,
+    "gold_filtered_bestiary": {"variants": ("variants/gold_filtered",)} | _STEP_BY_STEP,
+    "fig7_unlabelled_bestiary": _STEP_BY_STEP,
     "fig6_bestiary": {"models": ("models/micro", "models/tiny")},
     "fig7_bestiary": {"models": ("models/micro", "models/tiny")},
     "fig8_bestiary": {"models": ("models/micro", "models/tiny")},

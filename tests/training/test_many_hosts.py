@@ -145,6 +145,7 @@ def test_two_processes_then_one_train_as_one_alone(preempted, alone, dsbs, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 def test_two_processes_then_four_train_as_one_alone(preempted, alone, launch, tmp_path):
     folder = shutil.copytree(preempted[0], tmp_path / "run")
     with launch(4, *RUN, "--model_dir", folder) as launcher:
@@ -173,7 +174,7 @@ def test_two_processes_then_four_train_as_one_alone(preempted, alone, launch, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.lengthy)])
 def test_a_process_that_is_killed_ends_the_others_in_time_and_the_run_goes_on(killed, alone, launch, tmp_path):
     words = (*RUN, "--model_dir", tmp_path / "run", "--gin.CHECKPOINT_PERIOD=2", "--heartbeat_timeout", 6)
     with launch(2, *words) as launcher:
