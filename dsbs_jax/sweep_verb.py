@@ -88,10 +88,6 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         return made, gin_config.operative()
 
     cells = sweep.expand(config, build)
-    if runs and config.search and not arguments.submit:
-        sweep.check_teachers(cells)
-    if runs:
-        sweep.announce(cells, config.folder, config.search)
     if arguments.retry_failed:
         print(f"{sweep.forget_errors(cells)} failed cells are free again.", file=sys.stderr)
     words = _same_sweep(arguments, bindings, config.folder)
@@ -99,8 +95,13 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     if arguments.submit:
         job = gin_config.parse(["runs/train", *own], given, submission.SubmitConfig)()
         print(submission.submit(command, arguments.workers, config.folder, arguments.submit, job))
+        sweep.announce(cells, config.folder, config.search)
         print(f"How far they are: {shlex.join(['dsbs', 'sweep', *words, '--status'])}")
         return 0
+    if runs and config.search:
+        sweep.check_teachers(cells)
+    if runs:
+        sweep.announce(cells, config.folder, config.search)
     stopped = 0
     if runs and arguments.workers > 1:
         stopped = workers.work_in_processes(command, arguments.workers, config.folder)

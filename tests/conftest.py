@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -20,6 +21,9 @@ os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count=8 {Q
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Triton and TensorFlow each bring an LLVM: a process that loads both may crash. No test needs triton.
 sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and sends one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
