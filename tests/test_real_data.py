@@ -13,10 +13,10 @@ SMALL = tuple(f"--gin.T5Config.{field}" for field in ("d_model=32", "d_ff=32", "
     ("dataset", "method", "source", "rows"),
     [
         ("svamp", "step_by_step", "gold", (720, 80, 200)),
-        ("svamp", "standard", "teacher", (689, 80, 200)),
+        pytest.param("svamp", "standard", "teacher", (689, 80, 200), marks=pytest.mark.lengthy),
         ("cqa", "step_by_step", "teacher", (8477, 975, 1221)),
         pytest.param("esnli", "single_task", "gold", (9856, 9842, 9824), marks=pytest.mark.lengthy),
-        ("svamp", "rationale_input", "gold", (710, 80, 200)),
+        pytest.param("svamp", "rationale_input", "gold", (710, 80, 200), marks=pytest.mark.lengthy),
     ],
 )
 def test_training_runs_to_a_finished_evaluation(dsbs, shared_data, tmp_path, dataset, method, source, rows):

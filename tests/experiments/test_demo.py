@@ -55,6 +55,7 @@ def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.lengthy
 def test_a_run_that_fails_ends_the_demo_with_its_sentence(dsbs, tmp_path):
     process = dsbs("demo", "--output", tmp_path / "demo", "--gin.T5Config.vocab_size=10", timeout=500)
     assert process.returncode == 1
