@@ -44,7 +44,7 @@ def test_demo_leaves_results_table_plot_and_students(dsbs, tmp_path):
         assert summary["data"]["training"]["rows_used"] == rows
     assert (folder / "report" / "tables.md").read_text().strip() in process.stdout
     # How right the teacher is stands in the report as its card has it.
-    assert f"few-shot CoT (the teacher itself; 1152 rows of train) | {100 * card['accuracy']:.2f} | " in process.stdout
+    assert f"few-shot CoT (the teacher itself; 1,152 rows of train) | {100 * card['accuracy']:.2f} | " in process.stdout
     assert (folder / "report" / "figures" / "01-bestiary-fraction.png").stat().st_size > 5000
     # Every student can be used again, each with its own method and data.
     for method in ("standard", "step_by_step"):
