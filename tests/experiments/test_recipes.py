@@ -17,8 +17,8 @@ SHORT = {
     "quality_bestiary": {"teachers": ("errs_75",)} | _STEP_BY_STEP,
     "gold_filtered_bestiary": {"variants": ("variants/gold_filtered",)} | _STEP_BY_STEP,
     "fig7_unlabelled_bestiary": _STEP_BY_STEP,
-    "fig6_bestiary": {"models": ("models/micro", "models/tiny")},
-    "fig7_bestiary": {"models": ("models/micro", "models/tiny")},
+    "fig6_bestiary": {"models": ("models/micro",), "methods": ("methods/rationale_input",)},
+    "fig7_bestiary": {"models": ("models/micro",)} | _STEP_BY_STEP,
     "fig8_bestiary": {"models": ("models/micro", "models/tiny")},
     "fig9_bestiary": {"models": ("models/micro", "models/tiny")},
 }
@@ -34,6 +34,7 @@ def test_headers_hold_command_cost_and_the_papers_numbers(recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_recipe_of_the_embedded_dataset_runs(tmp_path, store_root, monkeypatch, capsys):
     monkeypatch.setenv("DSBS_STORE_DIR", str(store_root))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
