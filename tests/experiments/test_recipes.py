@@ -20,7 +20,7 @@ SHORT = {
     "fig6_bestiary": {"models": ("models/micro",), "methods": ("methods/rationale_input",)},
     "fig7_bestiary": {"models": ("models/micro",)} | _STEP_BY_STEP,
     "fig8_bestiary": {"models": ("models/micro", "models/tiny")},
-    "fig9_bestiary": {"models": ("models/micro", "models/tiny")},
+    "fig9_bestiary": {"models": ("models/micro",)},
 }
 
 
