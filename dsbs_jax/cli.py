@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("dataset", nargs="*", help="but for list: names such as cqa, or gin files of your own")
     sub.add_argument("--split", default="train", help="for show (default: %(default)s)")
     sub.add_argument("-n", type=int, default=3, help="for show: how many examples (default: %(default)s)")
-    sub.add_argument("--json", action="store_true", help="for check: one JSON object instead of text")
+    sub.add_argument("--json", action="store_true", help="for check: a JSON object a dataset instead of text")
 
     verb("prepare", _prepare, "tokenise a dataset into the token store (train does it when needed)")
 

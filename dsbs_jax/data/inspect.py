@@ -15,7 +15,7 @@ from dsbs_jax.data.accounts import LoadedSplit
 from dsbs_jax.data.dataset import SPLITS, Dataset
 from dsbs_jax.data.find import require_dataset
 from dsbs_jax.data.prepare import StoreRequest
-from dsbs_jax.data.prepare_worker import tokenise
+from dsbs_jax.data.prepare_worker import load_split, tokenise
 from dsbs_jax.data.vocabulary import EOS_ID, EOS_TEXT
 from dsbs_jax.schema import Example
 
@@ -47,7 +47,7 @@ def show(request: StoreRequest, split: str = "train", n: int = 3) -> str:
     if n < 1:
         raise ValueError(f"n is {n}; it must be at least 1.")
     dataset = _dataset(request)
-    examples = _load(dataset, request, split).examples[:n]
+    examples = load_split(dataset, request, split).examples[:n]
     pairs = [tokenise(task, split, examples, request, collections.Counter()) for task in request.tasks]
     lines = []
     for index, example in enumerate(examples):
@@ -76,7 +76,7 @@ def check(request: StoreRequest, as_json: bool = False) -> str:
       OSError, ValueError: for files or rows that are missing or wrong.
     """
     dataset = _dataset(request)
-    report = {split: describe(_load(dataset, request, split), request) for split in SPLITS}
+    report = {split: describe(load_split(dataset, request, split), request) for split in SPLITS}
     if as_json:
         return json.dumps(report, indent=1, ensure_ascii=False)
     lines = [f"{dataset.name}: labels compared by {'value' if dataset.metric == 'equation' else 'exact match'}"]
@@ -100,7 +100,7 @@ def statistics(requests: Sequence[StoreRequest]) -> str:
     for request in requests:
         dataset = _dataset(request)
         try:
-            counts = [_load(dataset, request, split).counts for split in SPLITS]
+            counts = [load_split(dataset, request, split).counts for split in SPLITS]
         except FileNotFoundError as error:
             absent.append(f"{dataset.name}: {error}")
             continue
@@ -130,17 +130,6 @@ def describe(loaded: LoadedSplit, request: StoreRequest) -> dict[str, Any]:
 
 def _dataset(request: StoreRequest) -> Dataset:
     return require_dataset(request.name, request.module, request.custom, request.dataset_arguments)
-
-
-def _load(dataset: Dataset, request: StoreRequest, split: str) -> LoadedSplit:
-    return dataset.load(
-        split,
-        request.data_dir,
-        teacher=request.teacher,
-        teacher_filter=request.teacher_filter,
-        rationale_noise=request.rationale_noise,
-        holdout_seed=request.holdout_seed,
-    )
 
 
 def _fields(example: Example) -> list[str]:

@@ -95,17 +95,7 @@ def _prepare_dataset(dataset: Dataset, request: StoreRequest, root: Path, key: s
     if not request.tasks:
         raise ValueError(f"The request for {dataset.name!r} names no tasks; give it those of a method.")
     # Reading and checking the rows first: an error in them should not wait for TensorFlow.
-    loaded = {
-        split: dataset.load(
-            split,
-            request.data_dir,
-            teacher=request.teacher,
-            teacher_filter=request.teacher_filter,
-            rationale_noise=request.rationale_noise,
-            holdout_seed=request.holdout_seed,
-        )
-        for split in SPLITS
-    }
+    loaded = {split: load_split(dataset, request, split) for split in SPLITS}
     for split in SPLITS:
         _check_usable(dataset, split, loaded[split], request)
     counts: dict[str, dict[str, int]] = {}
@@ -116,6 +106,22 @@ def _prepare_dataset(dataset: Dataset, request: StoreRequest, root: Path, key: s
         meta = _meta(request, dataset.name, dataset.metric, tuple(t.name for t in request.tasks), counts)
         teacher = {split: TeacherScore(each.teacher_judged, each.teacher_right) for split, each in judged.items()}
         return writer.commit(dataclasses.replace(meta, teacher=teacher))
+
+
+def load_split(dataset: Dataset, request: StoreRequest, split: str) -> LoadedSplit:
+    """A split as the request wants it.
+
+    Raises:
+      FileNotFoundError, ValueError: as `Dataset.load`.
+    """
+    return dataset.load(
+        split,
+        request.data_dir,
+        teacher=request.teacher,
+        teacher_filter=request.teacher_filter,
+        rationale_noise=request.rationale_noise,
+        holdout_seed=request.holdout_seed,
+    )
 
 
 def _check_usable(dataset: Dataset, split: str, loaded: LoadedSplit, request: StoreRequest) -> None:
