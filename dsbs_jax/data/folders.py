@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Iterator
 from typing import BinaryIO
 
+# In the folder of a sweep's run: which cell it is. Training only asks whether it is one; `experiments/` writes it.
+CELL = "cell.json"
 _STALE_SECONDS = 24 * 3600.0
 
 

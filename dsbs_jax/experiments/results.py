@@ -18,13 +18,13 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from dsbs_jax.data.folders import held
+from dsbs_jax.data.folders import CELL, held
 from dsbs_jax.files import appearing
 
 Status = Literal["finished", "failed", "running", "waiting"]
 
-# In a run's folder, beside what training writes: what the run is, and why it failed. The lock is its worker's.
-CELL, ERROR, CLAIM = "cell.json", "error.json", ".claim"
+# In a run's folder, beside what training writes and `CELL`: why it failed. The lock is its worker's.
+ERROR, CLAIM = "error.json", ".claim"
 # Folder of what a finished run was asked afterwards.
 EVALUATIONS = "evaluations"
 # In a sweep's folder: the cells that `--run` was last started for, so that those that wait are known, too.

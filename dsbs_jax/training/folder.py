@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 import dsbs_jax
-from dsbs_jax.data.folders import held
+from dsbs_jax.data.folders import CELL, held
 from dsbs_jax.sharding.agreement import from_first, gathered, is_first, together
 from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, changed_fields
 
@@ -23,8 +23,6 @@ from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, changed_fields
 _HOSTS_OWN = frozenset(
     {"model_dir", "store_root", "data.data_dir", "data.vocabulary.path", "initial_weights", "progress"}
 )
-# What `dsbs sweep` leaves in the folder of a run.
-_CELL = "cell.json"
 _SHARED_SECONDS = 10.0  # A network file system may show a new file late.
 
 
@@ -81,12 +79,12 @@ def check_same(config: TrainConfig, before: dict[str, Any], model_dir: str) -> N
 
 def leave_sweep(folder: pathlib.Path) -> None:
     """Of a copied cell that is continued: it is no cell of its sweep any more."""
-    (folder / _CELL).unlink(missing_ok=True)
+    (folder / CELL).unlink(missing_ok=True)
 
 
 def _is_cell(folder: pathlib.Path) -> bool:
     """A cell's folder has the cell's name; a copy of it, another."""
-    path = folder / _CELL
+    path = folder / CELL
     return path.is_file() and json.loads(path.read_text())["cell"] == folder.absolute().name
 
 
