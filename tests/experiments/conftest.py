@@ -8,9 +8,22 @@ from typing import Any
 
 import pytest
 
-from dsbs_jax import schema
+from dsbs_jax import cli, schema
 from dsbs_jax.experiments import results
 from dsbs_jax.files import write_whole
+
+
+@pytest.fixture
+def refused(capsys) -> Callable[..., None]:
+    """Asserts that `dsbs sweep WORDS` ends with status 1 and a single line, in which the sentence stands."""
+
+    def check(*words: str, sentence: str) -> None:
+        assert cli.main(["sweep", *words]) == 1
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == 1
+        assert sentence in told[0]
+
+    return check
 
 
 def _record(cell: str, method: str, *, dataset="cqa", fraction=1.0, seed=0, teacher="llm", label_source="gold") -> dict:

@@ -63,12 +63,9 @@ def test_an_array_of_workers_is_told_everything(cluster, capsys, monkeypatch):
         (("--run", "--submit", "local", "--gin.SubmitConfig.gpus=1"), "'gpus'"),
     ],
 )
-def test_mistakes_end_in_one_sentence(words, sentence, capsys, tmp_path, monkeypatch):
+def test_mistakes_end_in_one_sentence(words, sentence, refused, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert cli.main(["sweep", "recipes/smoke", "--output", str(tmp_path), *words]) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1
-    assert sentence in told[0]
+    refused("recipes/smoke", "--output", str(tmp_path), *words, sentence=sentence)
     assert not any(tmp_path.iterdir())
 
 
