@@ -131,8 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb("sweep", _sweep, "run the cells of an experiment, on one machine or many; list them, ask for results")
     sweep_verb.add_flags(sub)
 
-    sub = verb("report", _report, "figures, tables and examples of a sweep or of the demo, as pages")
-    sub.add_argument("root", help="a sweep's folder, or the demo's, or its results.jsonl")
+    sub = verb("report", _report, "figures, tables and examples of a sweep, as pages")
+    sub.add_argument("root", help="the sweep's folder, or the demo's")
     sub.add_argument("--output", help="folder to write to (default: report in the runs' folder)")
     sub.add_argument("--watch", action="store_true", help="write it again whenever a run of the sweep is done")
     sub.add_argument("--every", type=float, metavar="SECONDS", help="for --watch: how often to look (default: 10)")
@@ -169,13 +169,36 @@ def _folders(arguments: argparse.Namespace) -> list[str]:
     return [f"{macro}={folder!r}" for macro, folder in folders.items() if folder]
 
 
-def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:
-    from dsbs_jax import gin_config
-    from dsbs_jax.experiments import demo
+def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
+    import pathlib
+    import shlex
 
-    arguments.model_dir = arguments.output
-    config = _parse_gin(arguments, bindings, demo.DemoConfig, "runs/train", "runs/demo")()
-    print(demo.run(config, gin_config.operative()))
+    # Students so small keep no accelerator busy, and its processes could not share one.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from dsbs_jax.experiments import demo, workers
+    from dsbs_jax.gin_config import PrepareConfig
+
+    recipe = "recipes/demo"
+    output = pathlib.Path(arguments.output)
+    files = ("runs/train", "datasets/bestiary", recipe)
+    teacher, told = demo.label(_parse_gin(arguments, bindings, PrepareConfig, *files)().data, output / "labels")
+    print(f"Labelled by {demo.TEACHER_MODEL}: {told}", file=sys.stderr)
+    words = ["sweep", recipe, "--run", "--workers", str(len(workers.cores()) or 1), "--output", str(output)]
+    words += [word for file in arguments.gin_file for word in ("--gin_file", file)]
+    words += [f"--gin.SweepConfig.teachers={(str(teacher),)!r}", *(f"--gin.{word}" for word in bindings)]
+    print(shlex.join(["dsbs", *words]), file=sys.stderr)
+    if ended := main(words):
+        return ended
+    from dsbs_jax.experiments.report import write_report
+
+    report = write_report(output)
+    print(
+        f"\n{report.with_name('tables.md').read_text()}\nThe teacher, {demo.TEACHER_MODEL}: {told}.\n\n"
+        f"Report:  {report} shows all this, with figures and examples\n"
+        f"Runs:    {output / 'runs'}, and {output / 'results.sqlite'} has a row for each\n"
+        f"Labels:  {teacher / 'train.report.html'} judges the teacher's answers"
+    )
+    return 0
 
 
 def _data(arguments: argparse.Namespace, bindings: Sequence[str]) -> None:

@@ -84,7 +84,6 @@ _MODULES = {
     "BenchConfig": "dsbs_jax.experiments.bench",
     "Concurrency": "dsbs_jax.teacher.pacing",
     "CustomDataset": "dsbs_jax.data.custom",
-    "DemoConfig": "dsbs_jax.experiments.demo",
     "Filter": "dsbs_jax.teacher.filters",
     "ImportConfig": "dsbs_jax.models.importing",
     "LabelConfig": "dsbs_jax.data.labelling",

@@ -90,6 +90,8 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
     cells = sweep.expand(config, build)
     if arguments.retry_failed:
         print(f"{sweep.forget_errors(cells)} failed cells are free again.", file=sys.stderr)
+    if runs and config.search:
+        sweep.check_teachers(cells)
     words = _same_sweep(arguments, bindings, config.folder)
     command = workers.worker_command([*words, "--run"])
     if arguments.submit:
@@ -98,13 +100,12 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         sweep.announce(cells, config.folder, config.search)
         print(f"How far they are: {shlex.join(['dsbs', 'sweep', *words, '--status'])}")
         return 0
-    if runs and config.search:
-        sweep.check_teachers(cells)
     if runs:
         sweep.announce(cells, config.folder, config.search)
     stopped = 0
     if runs and arguments.workers > 1:
-        stopped = workers.work_in_processes(command, arguments.workers, config.folder)
+        count = min(arguments.workers, len(cells))
+        stopped = workers.work_in_processes(command, count, config.folder, sweep.teller(cells))
     elif runs and config.search:
         sweep.work_by_plan(cells, build, search.planned)
     elif runs:

@@ -109,7 +109,7 @@ def _required(path: pathlib.Path) -> list[str]:
 
 def test_what_a_verb_does_not_build_is_neither_imported_nor_missed(tmp_path):
     own = tmp_path / "own.gin"
-    own.write_text("include 'datasets/bestiary.gin'\nTRAIN_STEPS = 3\nTrainConfig.seed = 1\nDemoConfig.seeds = (1,)\n")
+    own.write_text("include 'datasets/bestiary.gin'\nTRAIN_STEPS = 3\nTrainConfig.seed = 1\nSweepConfig.seeds = (1,)\n")
     code = f"""
 import sys
 from dsbs_jax import gin_config

@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 # In the folder of a sweep's run: which cell it is. Training only asks whether it is one; `experiments/` writes it.
 CELL = "cell.json"
+# In the folder of any run, once it is finished: result, data, configuration.
+SUMMARY = "summary.json"
 _STALE_SECONDS = 24 * 3600.0
 
 

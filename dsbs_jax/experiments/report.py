@@ -1,4 +1,4 @@
-"""`dsbs report`: the files of a report on a sweep or on the demo."""
+"""`dsbs report`: the files of a report on a sweep."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_report(
     `figures/*.svg|png`.
 
     Args:
-      root: the folder of a sweep, or `results.jsonl` of `dsbs demo` or its folder.
+      root: the folder of a sweep.
       output: where to; None takes `report` in `root`'s folder.
       reload: seconds after which the pages load themselves anew, for a report that is going to be written again; then
         no figures for print are drawn. None: they do not.
@@ -44,7 +44,7 @@ def write_report(
     if not rows:
         raise ValueError(f"{root} holds no result yet: report when a run is finished.")
     base = pathlib.Path(root)
-    folder = pathlib.Path(output) if output else (base.parent if base.is_file() else base) / "report"
+    folder = pathlib.Path(output) if output else base / "report"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     panels = analyse(rows)
     named = titles(all_students(panels))

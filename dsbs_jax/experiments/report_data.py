@@ -1,4 +1,4 @@
-"""What a report is made from: rows of a sweep or of the demo, students' answers, how right the teachers are."""
+"""What a report is made from: rows of a sweep, students' answers, how right the teachers are."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsbs_jax.experiments.results import CELL, PLAN, Row, rationale_weight, read_rows, reads_teacher
+from dsbs_jax.data.folders import CELL, SUMMARY
+from dsbs_jax.experiments.results import PLAN, Row, read_rows
 from dsbs_jax.experiments.statistics import Answers
 from dsbs_jax.models.config import T5Config
-
-_UNNAMED = "student"
 
 
 class TeacherAccuracy(NamedTuple):
@@ -26,58 +25,15 @@ class TeacherAccuracy(NamedTuple):
 
 
 def report_rows(root: str | os.PathLike[str]) -> list[Row]:
-    """The rows to report on.
-
-    Args:
-      root: the folder of a sweep, or `results.jsonl` of `dsbs demo` or its folder. Of the latter's rows everything is
-        taken that they and the runs' folders beside them say.
+    """The rows of the sweeps in a folder.
 
     Raises:
-      FileNotFoundError: it is neither.
-      ValueError: a line of `results.jsonl` is no result.
+      FileNotFoundError: there is none.
     """
     path = pathlib.Path(root)
-    results = path if path.is_file() else path / "results.jsonl"
-    if (path / PLAN).is_file() or any(path.glob(f"runs/*/{CELL}")):
-        return read_rows(path)
-    if not results.is_file():
-        raise FileNotFoundError(f"There is nothing to report in {root}: give a sweep's folder, or a results.jsonl.")
-    found = [(path.parent, json.loads(path.read_text())) for path in sorted(results.parent.glob("*/summary.json"))]
-    rows = []
-    for number, line in enumerate(results.read_text().splitlines(), start=1):
-        try:
-            result = json.loads(line)
-            folder, summary = next((one for one in found if one[1].get("result") == result), (None, {}))
-            rows.append(_demo_row(results, result, folder, summary))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{results}, line {number}: this is no result of a run ({error!r}).") from None
-    return rows
-
-
-def _demo_row(results: pathlib.Path, result: dict[str, Any], folder: pathlib.Path | None, summary: dict) -> Row:
-    config, made = summary.get("config", {}), summary.get("made", {})
-    size = parameters(config)
-    return Row(
-        sweep=results.parent.resolve().name,
-        cell=folder.name if folder else "",
-        status="finished",
-        teacher=config["data"]["teacher"] if config and reads_teacher(config) else None,
-        model=f"T5, {size:,} parameters" if size else _UNNAMED,
-        rationale_weight=rationale_weight(config) if config else None,
-        wrong_rationales=0.0,
-        missing_rationales=0.0,
-        variant="",
-        num_train_examples=summary.get("data", {}).get("training", {}).get("rows_used"),
-        tokens=None,
-        device=made.get("device"),
-        num_devices=made.get("num_devices"),
-        code_version=made.get("code_version"),
-        teacher_accuracy=summary.get("data", {}).get("teacher", {}),
-        error=None,
-        config=config,
-        folder=str(folder or ""),
-        **result,
-    )
+    if not (path / PLAN).is_file() and not any(path.glob(f"runs/*/{CELL}")):
+        raise FileNotFoundError(f"There is nothing to report in {root}: give a sweep's folder.")
+    return read_rows(path)
 
 
 def parameters(config: dict[str, Any]) -> int | None:
@@ -118,7 +74,7 @@ def read_data(row: Row) -> dict[str, dict[str, Any]] | None:
 
     The former is split -> count, the latter split -> reason -> count. None where the run's summary does not say.
     """
-    path = pathlib.Path(row.folder, "summary.json")
+    path = pathlib.Path(row.folder, SUMMARY)
     if not row.folder or row.status != "finished" or not path.is_file():
         return None
     told = json.loads(path.read_text()).get("data", {})

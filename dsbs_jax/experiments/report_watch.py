@@ -7,8 +7,9 @@ import pathlib
 import sys
 import time
 
+from dsbs_jax.data.folders import CELL, SUMMARY
 from dsbs_jax.experiments.report import rows_and_searches, write_report
-from dsbs_jax.experiments.results import CELL, ERROR, PLAN, Row
+from dsbs_jax.experiments.results import ERROR, PLAN, Row
 
 _OVER = ("finished", "failed")
 
@@ -68,7 +69,7 @@ def _state(root: pathlib.Path) -> dict[str, tuple[int, int]]:
     """When the files that tell a sweep's state changed, and their sizes: cheap, whatever the runs hold."""
     paths = [root / PLAN]
     if (root / "runs").is_dir():
-        paths += [folder / name for folder in (root / "runs").iterdir() for name in (CELL, "summary.json", ERROR)]
+        paths += [folder / name for folder in (root / "runs").iterdir() for name in (CELL, SUMMARY, ERROR)]
     found = {}
     for path in paths:
         try:

@@ -18,7 +18,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from dsbs_jax.data.folders import CELL, held
+from dsbs_jax.data.folders import CELL, SUMMARY, held
 from dsbs_jax.files import appearing
 
 Status = Literal["finished", "failed", "running", "waiting"]
@@ -174,11 +174,11 @@ def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
     config = record["config"]
     method = config["method"]
     noise = config["data"]["rationale_noise"] if reads_rationales(config) else {"wrong": 0.0, "missing": 0.0}
-    summary, error = _json(folder / "summary.json"), _json(folder / ERROR)
+    summary, error = _json(folder / SUMMARY), _json(folder / ERROR)
     status: Status = "finished" if summary else "failed" if error else "running" if is_held(folder) else "waiting"
     if status in ("running", "waiting"):
         # A worker may have ended between the two looks.
-        summary, error = _json(folder / "summary.json"), _json(folder / ERROR)
+        summary, error = _json(folder / SUMMARY), _json(folder / ERROR)
         status = "finished" if summary else "failed" if error else status
     result, data, made = summary.get("result", {}), summary.get("data", {}).get("training", {}), summary.get("made", {})
     return Row(

@@ -21,10 +21,10 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from dsbs_jax.data.folders import held
+from dsbs_jax.data.folders import CELL, SUMMARY, held
 from dsbs_jax.data.prepare import ensure_store
 from dsbs_jax.data.store import TokenStore
-from dsbs_jax.experiments.results import CELL, CLAIM, ERROR, PLAN, Row, read_row, reads_rationales, reads_teacher
+from dsbs_jax.experiments.results import CLAIM, ERROR, PLAN, Row, read_row, reads_rationales, reads_teacher
 from dsbs_jax.files import write_whole
 from dsbs_jax.training import loop
 from dsbs_jax.training.config import MAY_CHANGE, TrainConfig
@@ -257,8 +257,24 @@ def _run_if_free(cells: Sequence[Cell], index: int, build: Build) -> bool:
     with _claimed(cells[index]) as mine:
         if mine:
             _run(cells[index], build)
-            logger.info("[%d/%d] %s", index + 1, len(cells), describe(cells[index].row()))
+            _tell(cells, cells[index])
         return mine
+
+
+def teller(cells: Sequence[Cell]) -> Callable[[], None]:
+    """What logs, whenever it is called, a line for each cell that has ended since."""
+    waiting = [cell for cell in cells if not _is_over(cell)]
+
+    def tell() -> None:
+        for cell in [cell for cell in waiting if _is_over(cell)]:
+            waiting.remove(cell)
+            _tell(cells, cell)
+
+    return tell
+
+
+def _tell(cells: Sequence[Cell], ended: Cell) -> None:
+    logger.info("[%d/%d] %s", sum(map(_is_over, cells)), len(cells), describe(ended.row()))
 
 
 def announce(cells: Sequence[Cell], folder: pathlib.Path, search: str | None) -> None:
@@ -347,7 +363,7 @@ def _take(cell: Cell, stack: contextlib.ExitStack) -> bool:
 
 
 def _is_over(cell: Cell) -> bool:
-    return (cell.folder / "summary.json").exists() or (cell.folder / ERROR).exists()
+    return (cell.folder / SUMMARY).exists() or (cell.folder / ERROR).exists()
 
 
 def _run(cell: Cell, build: Build) -> None:

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
 from jax._src.hardware_utils import num_available_tpu_chips_and_device_id
@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 # What stops the workers, and the exit code of whom it stops.
 _STOPS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+_TELL_EVERY = 2.0  # Seconds.
 
 
 def worker_command(words: Sequence[str]) -> list[str]:
@@ -27,18 +28,30 @@ def worker_command(words: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "dsbs_jax", "sweep", *words]
 
 
-def work_in_processes(command: Sequence[str], count: int, folder: pathlib.Path) -> int:
+def cores() -> list[int]:
+    """The processor cores that this process may use; empty where the system does not tell them apart."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def work_in_processes(
+    command: Sequence[str], count: int, folder: pathlib.Path, tell: Callable[[], None] = lambda: None
+) -> int:
     """Runs `command`, a worker, in `count` processes until all end; returns 0, or the exit code that a signal asks for.
 
     Each has its share of the processor cores and of the accelerators (`shares`). Their output goes to `folder/logs/`.
     SIGTERM, Ctrl-C and SIGHUP reach them as SIGTERM, on which they save; a second Ctrl-C kills them.
+
+    Args:
+      command: of one worker.
+      count: of workers.
+      folder: the sweep's.
+      tell: called every few seconds while they run, and once after: to say how far they are.
 
     Raises:
       ValueError: as `shares`.
       RuntimeError: a worker ended otherwise than by finding nothing left to do; names its log.
     """
     environments = shares(count, os.environ)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     logs = [folder / "logs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{i}.log" for i in range(count)]
     workers: list[subprocess.Popen] = []
@@ -60,10 +73,11 @@ def work_in_processes(command: Sequence[str], count: int, folder: pathlib.Path) 
             # Whatever arrived while it started did not reach it.
             if received:
                 worker.terminate()
-            if share := cores[number::count]:
+            if share := cores()[number::count]:
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setaffinity(worker.pid, share)
-        ends = [worker.wait() for worker in workers]
+        ends = [_end(worker, tell) for worker in workers]
+        tell()
     if received:
         return _STOPS[received[0]]
     if bad := [f"{log} ({end})" for log, end in zip(logs, ends, strict=True) if end not in (0, 1)]:
@@ -71,6 +85,14 @@ def work_in_processes(command: Sequence[str], count: int, folder: pathlib.Path) 
             f"Workers ended before all was done: {', '.join(bad)}. Start the sweep again; finished cells are kept."
         )
     return 0
+
+
+def _end(worker: subprocess.Popen, tell: Callable[[], None]) -> int:
+    while True:
+        try:
+            return worker.wait(_TELL_EVERY)
+        except subprocess.TimeoutExpired:
+            tell()
 
 
 def shares(count: int, environment: Mapping[str, str]) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 import dsbs_jax
-from dsbs_jax.data.folders import CELL, held
+from dsbs_jax.data.folders import CELL, SUMMARY, held
 from dsbs_jax.sharding.agreement import from_first, gathered, is_first, together
 from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, changed_fields
 
@@ -48,7 +48,7 @@ def finished_result(config: TrainConfig) -> dict[str, Any] | None:
     """
 
     def read() -> dict[str, Any] | None:
-        path = pathlib.Path(config.model_dir) / "summary.json"
+        path = pathlib.Path(config.model_dir) / SUMMARY
         if not path.is_file():
             return None
         summary = json.loads(path.read_text())

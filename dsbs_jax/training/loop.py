@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import dsbs_jax
+from dsbs_jax.data.folders import SUMMARY
 from dsbs_jax.files import write_whole
 from dsbs_jax.inference.evaluation import Evaluation
 from dsbs_jax.sharding.agreement import from_first
@@ -171,5 +172,5 @@ def _write(run: runs.Run, result: Result, evaluations: dict[str, Evaluation | No
         "continued_from": run.continued_from,
         "made": made,
     }
-    write_whole(run.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_whole(run.folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
     return dataclasses.asdict(result)

@@ -3,7 +3,6 @@
 import dataclasses
 import html.parser
 import json
-import math
 import pathlib
 import re
 import xml.etree.ElementTree
@@ -356,23 +355,9 @@ def test_the_data_and_what_became_of_it(rows):
     ]
 
 
-def test_the_demos_results_are_rows(tmp_path):
-    result = {"dataset": "bestiary", "method": "standard", "label_source": "gold", "fraction": 1.0, "seed": 3}
-    result |= {"validation_accuracy": 0.5, "test_accuracy": 0.25, "test_accuracy_last": 0.25}
-    result |= {"selected_step": 10, "steps": 20, "seconds": 3.5}
-    (tmp_path / "results.jsonl").write_text(json.dumps(result) + "\n")
-    (tmp_path / "a-run").mkdir()
-    (tmp_path / "a-run" / "summary.json").write_text(json.dumps({"result": result}))
-    for root in (tmp_path, tmp_path / "results.jsonl"):
-        (row,) = report_rows(root)
-        assert (row.status, row.seed, row.test_accuracy, row.folder) == ("finished", 3, 0.25, str(tmp_path / "a-run"))
-    (panel,) = analyse([row])
-    assert math.isnan(panel.cells[panel.students[0], 1.0].mean.error)
-    (tmp_path / "results.jsonl").write_text('{"dataset": 1}\n')
-    with pytest.raises(ValueError, match=r"results\.jsonl, line 1"):
-        report_rows(tmp_path)
+def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing to report"):
-        report_rows(tmp_path / "a-run")
+        report_rows(tmp_path)
 
 
 def test_a_sweep_that_has_not_begun_is_a_report_of_gaps(tmp_path):

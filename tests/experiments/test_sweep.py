@@ -251,7 +251,7 @@ def test_workers_share_a_folder_and_a_killed_ones_cell_is_taken_over(dsbs, envir
         worker.send_signal(signal.SIGSTOP)
         other = dsbs("sweep", *words, env=kept)
         assert other.returncode == 0, other.stderr
-        assert _finished(other.stderr) == ["3"]
+        assert _finished(other.stderr) == [("2", "2")]
         assert "3 cells: 2 finished, 0 failed, 1 running, 0 waiting." in other.stdout
     finally:
         worker.kill()
@@ -265,7 +265,9 @@ def test_workers_share_a_folder_and_a_killed_ones_cell_is_taken_over(dsbs, envir
     assert "3 cells: 3 finished, 0 failed, 0 running, 0 waiting." in last.stdout
     assert last.stdout.splitlines()[-2:] == ["count(*)", "3"]
     logs = "".join(log.read_text() for log in (root / "logs").iterdir())
-    assert _finished(logs) == ["2"]
+    assert _finished(logs) == [("3", "1")]
+    # Who started them hears of it.
+    assert _finished(last.stderr) == [("3", "1")]
     assert len(re.findall(r"^Going on after step [369]\.$", logs, flags=re.MULTILINE)) == 1
     rows = results.read_rows(root)
     assert [(row.seed, row.status, row.steps) for row in rows] == [(seed, "finished", 15) for seed in (0, 1, 2)]
@@ -277,6 +279,6 @@ def test_workers_share_a_folder_and_a_killed_ones_cell_is_taken_over(dsbs, envir
     assert all(other == ids[0] for other in ids)
 
 
-def _finished(told: str) -> list[str]:
-    """Numbers of the cells that a worker said it finished."""
-    return sorted(re.findall(r"^\[(\d)/3\] .* finished, test accuracy", told, flags=re.MULTILINE))
+def _finished(told: str) -> list[tuple[str, str]]:
+    """How many of the cells were then done, and the seed, of those that a worker said it finished."""
+    return sorted(re.findall(r"^\[(\d)/3\] .* seed (\d): finished, test accuracy", told, flags=re.MULTILINE))
