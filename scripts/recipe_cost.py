@@ -49,7 +49,7 @@ def main() -> None:
         flops = sum(config["steps"] * _step_flops(config, arguments.instead) for config in configs)
         steps = sum(config["steps"] for config in configs)
         hours = flops / (arguments.mfu * chip.peak_flops) / 3600
-        print(f"| `{recipe}` | {len(configs)} | {steps:,} | {flops:.2g} | {hours:,.0f} |", flush=True)
+        print(f"| `{recipe}` | {len(configs)} | {steps:,} | {flops:.2g} | {hours:,.1f} |", flush=True)
 
 
 def _of_the_paper() -> list[str]:

@@ -5,6 +5,7 @@ import pathlib
 import shlex
 import stat
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -137,3 +138,19 @@ def test_gke_jobset_starts_as_many_processes_as_it_says(monkeypatch):
     assert arguments.run is cli._train
     assert arguments.model_dir.startswith(mounted)
     assert [word for word in rest if not word.startswith("--gin.")] == []
+
+
+@pytest.mark.slow
+def test_a_recipes_cost_counts_all_cells(environment):
+    words = ["smoke", "--data_dir", "nowhere", "--instead", "bestiary", "--mfu", "0.5"]
+    command = [sys.executable, SCRIPTS / "recipe_cost.py", *words]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert process.returncode == 0, process.stderr
+    _, recipe, cells, steps, flops, hours, _ = map(str.strip, process.stdout.splitlines()[-1].split("|"))
+    assert (recipe, cells, steps, hours) == ("`smoke`", "8", "48", "0.0")
+    # 6 FLOPs a parameter and token: 0.3 million parameters, 32 questions of 10 to 30 tokens a step.
+    assert 6 * 2e5 * 32 * 10 * 48 < float(flops) < 6 * 4e5 * 32 * 60 * 48
+    process = subprocess.run(
+        [*command, "--chip", "abacus"], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert process.stderr == "There is no data sheet of 'abacus' in dsbs_jax/sharding/chips.py.\n"
