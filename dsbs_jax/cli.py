@@ -34,8 +34,8 @@ EXAMPLES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns the exit code: 0 done, 1 refused in a sentence, 3 a labelling that is not complete, 130
-    Ctrl-C, 143 SIGTERM after saving."""
+    """Runs one verb; returns the exit code: 0 done, 1 refused in a sentence, 3 a labelling or a sweep that is not
+    complete, 130 Ctrl-C, 143 SIGTERM after saving."""
     words = sys.argv[1:] if argv is None else argv
     # Before argparse, which takes a word with a space in it for a value.
     bindings = [word.removeprefix("--gin.") for word in words if word.startswith("--gin.")]
@@ -182,9 +182,12 @@ def _demo(arguments: argparse.Namespace, bindings: Sequence[str]) -> int:
     output = pathlib.Path(arguments.output)
     files = ("runs/train", "datasets/bestiary", recipe)
     teacher, told = demo.label(_parse_gin(arguments, bindings, PrepareConfig, *files)().data, output / "labels")
+    # However the folder is spelt: the cells are named by what they learn from.
+    teacher = teacher.resolve()
     print(f"Labelled by {demo.TEACHER_MODEL}: {told}", file=sys.stderr)
     words = ["sweep", recipe, "--run", "--workers", str(len(workers.cores()) or 1), "--output", str(output)]
     words += [word for file in arguments.gin_file for word in ("--gin_file", file)]
+    words += ["--data_dir", arguments.data_dir] if arguments.data_dir else []
     words += [f"--gin.SweepConfig.teachers={(str(teacher),)!r}", *(f"--gin.{word}" for word in bindings)]
     print(shlex.join(["dsbs", *words]), file=sys.stderr)
     if ended := main(words):

@@ -37,7 +37,7 @@ def add_flags(sub: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[str]) -> int:
-    """Does what the flags say; returns 1 where cells failed or a search cannot go on, 130 or 143 where a signal stopped
+    """Does what the flags say; returns 3 where cells failed or a search cannot go on, 130 or 143 where a signal stopped
     the workers, else 0.
 
     Args:
@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace, flags: Sequence[str], bindings: Sequence[
         names, found = results.query(config.folder / _DATABASE, arguments.sql)
         print("\n".join("\t".join(map(str, line)) for line in [names, *found]))
     bad = any(row.status == "failed" for row in rows) or any(state.stopped for state in states)
-    return stopped or int(bool(answers.failed) if answers else bool(runs) and bad)
+    return stopped or (workers.FAILED_CELLS if (answers.failed if answers else runs and bad) else 0)
 
 
 def _same_sweep(arguments: argparse.Namespace, bindings: Sequence[str], folder: pathlib.Path) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from dsbs_jax.experiments import report_content as content
 from dsbs_jax.experiments import search
@@ -16,7 +17,7 @@ from dsbs_jax.experiments.report_page import report_html
 from dsbs_jax.experiments.report_paper import data_table, single_task_tables, teacher_table
 from dsbs_jax.experiments.report_print import draw
 from dsbs_jax.experiments.report_tables import Table, to_latex, to_markdown
-from dsbs_jax.experiments.results import Row, is_search
+from dsbs_jax.experiments.results import Row, is_search, planned_cells
 from dsbs_jax.experiments.students import titles
 from dsbs_jax.files import write_whole
 
@@ -40,7 +41,7 @@ def write_report(
       FileNotFoundError: there is nothing to report in `root`.
       ValueError: a file of it is damaged; names file and line.
     """
-    rows, states = rows_and_searches(root)
+    rows, states, left_out = contents(root)
     if not rows:
         raise ValueError(f"{root} holds no result yet: report when a run is finished.")
     base = pathlib.Path(root)
@@ -49,8 +50,12 @@ def write_report(
     panels = analyse(rows)
     named = titles(all_students(panels))
     figures = make_figures(panels)
-    for figure in figures if reload is None else ():
-        draw(figure, folder / "figures")
+    if reload is None:
+        # Of an earlier report, which may have had others.
+        for path in (folder / "figures").glob("[0-9][0-9]-*.*"):
+            path.unlink()
+        for figure in figures:
+            draw(figure, folder / "figures")
     sections = _sections(rows, panels, named)
     sweeps = {row.sweep for row in rows}
     # Recipes may share a folder.
@@ -62,6 +67,7 @@ def write_report(
     tables = [table for _, tables in sections for table in tables]
     found = [f"{content.where(panel)}: {one}" for panel in panels for one in content.findings(panel, named)]
     found += [line.strip() for line in search.report(states).splitlines()] if states else []
+    found += left_out
     text = "\n".join([f"# {name}", "", *(f"- {one}" for one in found), "", *map(to_markdown, tables)])
     write_whole(folder / "tables.md", text)
     write_whole(folder / "tables.tex", "\n".join(map(to_latex, tables)))
@@ -71,16 +77,26 @@ def write_report(
     return path
 
 
-def rows_and_searches(root: str | os.PathLike[str]) -> tuple[list[Row], list[search.Search]]:
-    """The rows to report on, and the searches that they belong to; of a search without the cells that it does not need.
+class Contents(NamedTuple):
+    """What there is to report: rows, of a search without those that it does not need; searches; what is left out."""
+
+    rows: list[Row]
+    searches: list[search.Search]
+    left_out: list[str]
+
+
+def contents(root: str | os.PathLike[str]) -> Contents:
+    """What a sweep's folder holds.
 
     Raises:
       FileNotFoundError, ValueError: as `write_report`.
     """
-    rows = report_rows(root)
-    states = search.searches(rows) if is_search(root) else []
+    rows, left_out = report_rows(root)
+    # Other recipes that share the folder search for nothing.
+    own = planned_cells(root)
+    states = search.searches([row for row in rows if row.cell in own]) if is_search(root) else []
     skipped = search.skipped(states)
-    return [row for row in rows if row.status != "waiting" or row.cell not in skipped], states
+    return Contents([row for row in rows if row.status != "waiting" or row.cell not in skipped], states, left_out)
 
 
 def _sections(rows: Sequence[Row], panels: Sequence[Panel], named: content.Titles) -> list[tuple[str, list[Table]]]:

@@ -29,7 +29,7 @@ def accuracy_table(panel: Panel, titles: Titles) -> Table:
     for student in panel.students:
         cells = [_accuracy(panel.cells.get((student, fraction))) for fraction in panel.fractions]
         if values:
-            same = [f"{100 * one.accuracy:.2f}" for one in values if one[:2] == student[:2]]
+            same = [f"{100 * one.accuracy:.2f}" for one in values if one[:2] == student[:2] and student.as_in_the_paper]
             cells.append(Cell(" / ".join(same) or "none"))
         rows.append((Cell(titles[student]), *cells))
     for teacher, told in panel.teachers.items():

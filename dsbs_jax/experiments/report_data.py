@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import pathlib
@@ -11,9 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsbs_jax.data.folders import CELL, SUMMARY
-from dsbs_jax.experiments.results import PLAN, Row, read_rows
+from dsbs_jax.experiments.results import PLAN, Row, planned_cells, read_rows
 from dsbs_jax.experiments.statistics import Answers
+from dsbs_jax.experiments.students import point
 from dsbs_jax.models.config import T5Config
+from dsbs_jax.training.config import MAY_CHANGE, as_read, changed_fields
 
 
 class TeacherAccuracy(NamedTuple):
@@ -24,16 +27,42 @@ class TeacherAccuracy(NamedTuple):
     rows: int
 
 
-def report_rows(root: str | os.PathLike[str]) -> list[Row]:
-    """The rows of the sweeps in a folder.
+def report_rows(root: str | os.PathLike[str]) -> tuple[list[Row], list[str]]:
+    """The rows of the sweeps in a folder, and in sentences what was left out of them.
+
+    Of runs that a report could not tell apart (another number of steps, another batch size), those of the sweep that
+    was last started in the folder stay.
 
     Raises:
-      FileNotFoundError: there is none.
+      FileNotFoundError: there is no sweep.
+      ValueError: none of such runs belongs to that sweep; names them and what differs.
     """
     path = pathlib.Path(root)
     if not (path / PLAN).is_file() and not any(path.glob(f"runs/*/{CELL}")):
         raise FileNotFoundError(f"There is nothing to report in {root}: give a sweep's folder.")
-    return read_rows(path)
+    planned = planned_cells(path)
+    alike: dict[tuple[object, ...], list[Row]] = {}
+    for row in read_rows(path):
+        alike.setdefault(point(row), []).append(row)
+    kept, left_out = [], []
+    for rows in alike.values():
+        own = [row for row in rows if row.cell in planned] if len(rows) > 1 else rows
+        if len(own) != 1:
+            raise ValueError(
+                f"{rows[0].folder} and {rows[1].folder} differ only in what a report does not tell apart: "
+                f"{difference(rows[0], rows[1])}. Move one of them away, or give each sweep an --output of its own."
+            )
+        kept += own
+        left_out += [difference(row, own[0]) for row in rows if row is not own[0]]
+    counted = collections.Counter(left_out)
+    return kept, [
+        f"{count} run{'s' * (count > 1)} of another configuration left out ({what})." for what, count in counted.items()
+    ]
+
+
+def difference(one: Row, other: Row) -> str:
+    """The fields in which two runs' configurations differ."""
+    return "; ".join(changed_fields(as_read(one.config), as_read(other.config), MAY_CHANGE, ("there", "here")))
 
 
 def parameters(config: dict[str, Any]) -> int | None:

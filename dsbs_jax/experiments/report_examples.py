@@ -80,7 +80,7 @@ function draw() {
       if (label) say(of + "'s label", label);
     }
     for (const [method, answers] of Object.entries(row.answers)) {
-      const texts = {};
+      const texts = Object.create(null);
       for (const [seed, text, correct] of answers) (texts[text] = texts[text] || [correct, []])[1].push(seed);
       for (const [text, [correct, seeds]] of Object.entries(texts))
         say(group.titles[method], text + '  (seed ' + seeds.join(', ') + ')', correct ? 'right' : 'wrong');

@@ -8,7 +8,7 @@ import sys
 import time
 
 from dsbs_jax.data.folders import CELL, SUMMARY
-from dsbs_jax.experiments.report import rows_and_searches, write_report
+from dsbs_jax.experiments.report import contents, write_report
 from dsbs_jax.experiments.results import ERROR, PLAN, Row
 
 _OVER = ("finished", "failed")
@@ -55,7 +55,7 @@ def watch(root: str | os.PathLike[str], output: str | os.PathLike[str] | None, e
 def _read(root: str | os.PathLike[str]) -> tuple[list[Row], bool]:
     """The rows, none before the sweep begins; and whether nothing is left to run."""
     try:
-        rows, states = rows_and_searches(root)
+        rows, states, _ = contents(root)
     except FileNotFoundError:
         return [], False
     if any(row.status == "running" for row in rows):

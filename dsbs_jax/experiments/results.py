@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from dsbs_jax.data.folders import CELL, SUMMARY, held
 from dsbs_jax.files import appearing
+from dsbs_jax.training.config import reads_rationales, reads_teacher
 
 Status = Literal["finished", "failed", "running", "waiting"]
 
@@ -164,6 +165,11 @@ def is_search(root: str | os.PathLike[str]) -> bool:
     return bool(_json(pathlib.Path(root) / PLAN).get("search"))
 
 
+def planned_cells(root: str | os.PathLike[str]) -> frozenset[str]:
+    """Ids of the cells that `--run` was last started for in this folder."""
+    return frozenset(record["cell"] for record in _json(pathlib.Path(root) / PLAN).get("cells", ()))
+
+
 def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
     """The row of one cell.
 
@@ -207,28 +213,23 @@ def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
         device=made.get("device"),
         num_devices=made.get("num_devices"),
         code_version=made.get("code_version"),
-        teacher_accuracy=summary.get("data", {}).get("teacher", {}),
+        teacher_accuracy=summary["data"].get("teacher", {}) if _same_teacher(summary, config) else {},
         error=error.get("error") if status == "failed" else None,
         config=config,
         folder=str(folder),
     )
 
 
+def _same_teacher(summary: dict[str, Any], config: dict[str, Any]) -> bool:
+    """Whether what a run says of its teacher holds for the cell: one that reads none is the same with any."""
+    ran = summary.get("config", {}).get("data", config["data"])
+    return "data" in summary and ran["teacher"] == config["data"]["teacher"]
+
+
 def rationale_weight(config: dict[str, Any]) -> float | None:
     """lambda of a run's configuration; None where its method has no task for rationales."""
     weights = [task["weight"] for task in config["method"]["tasks"] if task["name"] == "rationale"]
     return weights[0] if weights else None
-
-
-def reads_rationales(config: dict[str, Any]) -> bool:
-    """Whether a run learns from the teacher's rationales."""
-    return any("{rationale}" in task["input"] + task["target"] for task in config["method"]["tasks"])
-
-
-def reads_teacher(config: dict[str, Any]) -> bool:
-    """Whether a run learns anything from the teacher: rationales, labels, or which rows to keep."""
-    uses_labels = config["method"]["label_source"] == "teacher"
-    return reads_rationales(config) or uses_labels or config["data"].get("teacher_filter") is not None
 
 
 def is_held(folder: pathlib.Path) -> bool:

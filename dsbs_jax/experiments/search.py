@@ -221,7 +221,10 @@ def _obstacle(group: Group, teacher: TeacherAccuracy | None) -> str:
     if any(row.status != "finished" for row in group.rows):
         return ""
     if teacher is None:
-        return "no run tells how often the teacher is right in the validation or test split."
+        return (
+            "no run tells how often the teacher is right in the validation or test split; those that ran for another "
+            "teacher do not know. Add a method that learns from it, or give the sweep an --output of its own."
+        )
     return f"{group.model} with {group.fraction:g} has no {teacher.split} accuracy; evaluation needs that split."
 
 

@@ -38,12 +38,24 @@ class Student(NamedTuple):
         return cls(*(getattr(row, name) for name in cls._fields))
 
     @property
+    def as_in_the_paper(self) -> bool:
+        """Whether nothing about it is what the paper's students of its method are not: lambda, noise, a variant."""
+        return (self.rationale_weight in (None, 1.0)) and not (
+            self.variant or self.wrong_rationales or self.missing_rationales
+        )
+
+    @property
     def order(self) -> tuple[int | float | str, ...]:
         """The order in tables and of colours: the paper's methods first."""
         key = (self.method, self.label_source)
         place = list(TITLES).index(key) if key in TITLES else len(TITLES)
         noise = (self.wrong_rationales, self.missing_rationales)
         return place, *key, self.teacher or "", self.variant, self.rationale_weight or 0.0, *noise
+
+
+def point(row: Row) -> tuple[object, ...]:
+    """All that a report tells runs apart by: two with the same would be one run in it."""
+    return row.dataset, row.model, Student.of(row), row.fraction, row.seed
 
 
 def titles(students: Sequence[Student]) -> dict[Student, str]:

@@ -18,12 +18,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from dsbs_jax.experiments.workers import DONE
+
 logger = logging.getLogger(__name__)
 
 Cluster = Literal["slurm", "local"]
 
-# What a worker's process ends with once nothing is left to do, some cells perhaps failed; and when it saved on SIGTERM.
-_DONE, _SAVED = (0, 1), (143, -signal.SIGTERM)
+# What a worker's process ends with when it saved on SIGTERM.
+_SAVED = (143, -signal.SIGTERM)
 # As long as a cluster may take from its SIGTERM to taking the machine away.
 _GRACE_SECONDS = 900
 
@@ -109,7 +111,7 @@ class Worker:
             # A job that ended by itself would not be queued again by who sent the SIGTERM.
             logger.warning("The worker has saved: waiting for the cluster, which sent SIGTERM, to take the job.")
             time.sleep(_GRACE_SECONDS)
-        elif end not in _DONE:
+        elif end not in DONE:
             raise RuntimeError(f"The worker ended with {end}. Start the sweep again; finished cells are kept.")
         return end
 

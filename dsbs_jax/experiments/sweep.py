@@ -24,10 +24,12 @@ from typing import Any
 from dsbs_jax.data.folders import CELL, SUMMARY, held
 from dsbs_jax.data.prepare import ensure_store
 from dsbs_jax.data.store import TokenStore
-from dsbs_jax.experiments.results import CLAIM, ERROR, PLAN, Row, read_row, reads_rationales, reads_teacher
+from dsbs_jax.experiments.report_data import difference
+from dsbs_jax.experiments.results import CLAIM, ERROR, PLAN, Row, read_row
+from dsbs_jax.experiments.students import point
 from dsbs_jax.files import write_whole
 from dsbs_jax.training import loop
-from dsbs_jax.training.config import MAY_CHANGE, TrainConfig
+from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, as_read
 from dsbs_jax.training.preemption import Preempted
 
 logger = logging.getLogger(__name__)
@@ -170,9 +172,10 @@ def expand(sweep: SweepConfig, build: Build) -> list[Cell]:
     or in what is done to them where the method trains on none, or in the teacher where it learns nothing from one.
 
     Raises:
-      ValueError, OSError: a point that cannot be built, in a sentence.
+      ValueError, OSError: a point that cannot be built, or cells that no report could tell apart, in a sentence.
     """
     cells: dict[str, Cell] = {}
+    points: dict[tuple[object, ...], Row] = {}
     for files, bindings in sweep.points():
         model, variant = (pathlib.PurePath(file).name.removesuffix(".gin") for file in (files[1], files[3]))
         config, _ = build(files, [*bindings, "MODEL_DIR=''"])
@@ -182,7 +185,18 @@ def expand(sweep: SweepConfig, build: Build) -> list[Cell]:
         folder = str(sweep.folder / "runs" / name)
         config = dataclasses.replace(config, model_dir=folder, progress=False)
         bindings = (*bindings, f"MODEL_DIR={folder!r}")
-        cells.setdefault(name, Cell(name, sweep.name, model, variant, files, bindings, config))
+        cell = cells.setdefault(name, Cell(name, sweep.name, model, variant, files, bindings, config))
+        if cell.model != model:
+            raise ValueError(
+                f"{cell.files[1]} and {files[1]} make the same students: what the sweep's file or a flag sets of the "
+                "model (MODEL, T5Config) comes after them. Leave it out, or name one model alone."
+            )
+        row = cell.row()
+        if (other := points.setdefault(point(row), row)).cell != name:
+            raise ValueError(
+                f"Two cells of {sweep.name} differ only in what no report tells apart ({difference(other, row)}): give "
+                "the gin files of its axes other names, or make what differs a variant (SweepConfig.variants)."
+            )
     return list(cells.values())
 
 
@@ -192,11 +206,7 @@ def cell_id(config: TrainConfig) -> str:
     The same in every process, on every machine, and in every sweep that holds such a cell. Folders that are part of the
     content (initial weights, labels) count as they are written.
     """
-    content = _kept(json.loads(json.dumps(config.to_json())))
-    if not reads_teacher(content):
-        content["data"]["teacher"] = None
-    if not reads_rationales(content):
-        content["data"]["rationale_noise"] = None
+    content = _kept(as_read(json.loads(json.dumps(config.to_json()))))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

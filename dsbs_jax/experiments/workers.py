@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 # What stops the workers, and the exit code of whom it stops.
 _STOPS: dict[int, int] = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+# Exit codes of a worker, and of the sweep, that found nothing left to run: all is well, or cells failed. Python itself
+# ends with 1 on an error that nobody caught.
+FAILED_CELLS = 3
+DONE = (0, FAILED_CELLS)
 _TELL_EVERY = 2.0  # Seconds.
 
 
@@ -80,7 +84,7 @@ def work_in_processes(
         tell()
     if received:
         return _STOPS[received[0]]
-    if bad := [f"{log} ({end})" for log, end in zip(logs, ends, strict=True) if end not in (0, 1)]:
+    if bad := [f"{log} ({end})" for log, end in zip(logs, ends, strict=True) if end not in DONE]:
         raise RuntimeError(
             f"Workers ended before all was done: {', '.join(bad)}. Start the sweep again; finished cells are kept."
         )

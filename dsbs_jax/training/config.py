@@ -125,6 +125,27 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
+def reads_rationales(config: dict[str, Any]) -> bool:
+    """Whether a run, by its `to_json`, learns from the teacher's rationales."""
+    return any("{rationale}" in task["input"] + task["target"] for task in config["method"]["tasks"])
+
+
+def reads_teacher(config: dict[str, Any]) -> bool:
+    """Whether a run, by its `to_json`, learns anything from the teacher: rationales, labels, or which rows to keep."""
+    uses_labels = config["method"]["label_source"] == "teacher"
+    return reads_rationales(config) or uses_labels or config["data"].get("teacher_filter") is not None
+
+
+def as_read(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's `to_json` with None for what its method does not read: two that are then equal train the same student."""
+    data = dict(config["data"])
+    if not reads_teacher(config):
+        data["teacher"] = None
+    if not reads_rationales(config):
+        data["rationale_noise"] = None
+    return config | {"data": data}
+
+
 def changed_fields(
     before: dict[str, Any],
     after: dict[str, Any],

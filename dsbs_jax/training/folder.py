@@ -17,7 +17,7 @@ import jax
 import dsbs_jax
 from dsbs_jax.data.folders import CELL, SUMMARY, held
 from dsbs_jax.sharding.agreement import from_first, gathered, is_first, together
-from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, changed_fields
+from dsbs_jax.training.config import MAY_CHANGE, TrainConfig, as_read, changed_fields
 
 # Where things lie on a host is the host's own matter.
 _HOSTS_OWN = frozenset(
@@ -65,7 +65,8 @@ def check_same(config: TrainConfig, before: dict[str, Any], model_dir: str) -> N
     It may go on to more steps, unless it is a cell of a sweep.
     """
     longer = config.steps > before["steps"]
-    if changed := changed_fields(before, config.to_json(), MAY_CHANGE | {"steps"} if longer else MAY_CHANGE):
+    may_change = MAY_CHANGE | {"steps"} if longer else MAY_CHANGE
+    if changed := changed_fields(as_read(before), as_read(config.to_json()), may_change):
         raise ValueError(
             f"{model_dir} holds a run with another configuration, which cannot go on with this one: "
             f"{'; '.join(changed)}. Choose another model_dir, or the old values."

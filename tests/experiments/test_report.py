@@ -14,7 +14,7 @@ from dsbs_jax.experiments import report_content as content
 from dsbs_jax.experiments.analysis import all_students, analyse
 from dsbs_jax.experiments.figures import make_figures
 from dsbs_jax.experiments.published import published
-from dsbs_jax.experiments.report import write_report
+from dsbs_jax.experiments.report import contents, write_report
 from dsbs_jax.experiments.report_data import report_rows
 from dsbs_jax.experiments.report_paper import data_table, single_task_tables, teacher_table
 from dsbs_jax.experiments.report_tables import Cell, Table, to_latex, to_markdown
@@ -22,6 +22,7 @@ from dsbs_jax.experiments.results import Row
 from dsbs_jax.experiments.students import Student, pairs, titles
 
 EXAMPLES = 40
+METHODS = ("standard", "step_by_step")
 EVIL = "</script><script>console.error('ran')</script><img src=x onerror=alert(1)> <!-- & | \\ \u2028 \"'"
 
 
@@ -81,7 +82,7 @@ def rows(tmp_path):
 
 
 def write(tmp_path, rows, monkeypatch):
-    monkeypatch.setattr("dsbs_jax.experiments.report.report_rows", lambda root: rows)
+    monkeypatch.setattr("dsbs_jax.experiments.report.report_rows", lambda root: (rows, []))
     return write_report(tmp_path, tmp_path / "report")
 
 
@@ -166,8 +167,13 @@ def test_page_parses_says_what_is_missing_and_refers_to_nothing_outside(rows, tm
 
 
 def test_files_for_papers(rows, tmp_path, monkeypatch):
-    write(tmp_path, rows, monkeypatch)
     folder = tmp_path / "report"
+    (folder / "figures").mkdir(parents=True)
+    for name in ("07-of-an-earlier-report.svg", "mine.svg"):
+        (folder / "figures" / name).touch()
+    write(tmp_path, rows, monkeypatch)
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    assert drawn == {"01-cqa-fraction.svg", "01-cqa-fraction.png", "mine.svg"}
     assert (
         "| standard finetuning | 25.00 (1 seed) (1 of 2 seeds) | 55.00 ± 5.00 | 62.19 |"
         in (folder / "tables.md").read_text()
@@ -353,6 +359,46 @@ def test_the_data_and_what_became_of_it(rows):
         ["cqa (standard finetuning)", "8,766", "975", "1,221", "nothing"],
         ["cqa (step-by-step)", "8,766", "975", "1,221", "train: 29 no_marker"],
     ]
+
+
+def test_runs_that_differ_only_in_what_is_not_shown_are_not_mixed(tmp_path, cell_record, finish_cell):
+    for cell, steps, right in (("a1", 6, False), ("b1", 600, True)):
+        record = cell_record(cell, "standard")
+        record["config"]["steps"] = steps
+        finish_cell(tmp_path, record, [{"id": "test/0", "correct": right}], {"training": {}})
+    with pytest.raises(ValueError, match=r"runs/a1 and .*runs/b1 differ only .* steps \(6 there, 600 here\)"):
+        report_rows(tmp_path)
+    # The sweep that was last started there is what somebody wants to see.
+    (tmp_path / "sweep.json").write_text(json.dumps({"search": None, "cells": [record]}))
+    rows, left_out = report_rows(tmp_path)
+    assert [(row.cell, row.test_accuracy) for row in rows] == [("b1", 1.0)]
+    assert left_out == ["1 run of another configuration left out (steps (6 there, 600 here))."]
+    assert f"- {left_out[0]}" in write_report(tmp_path).with_name("tables.md").read_text()
+
+
+def test_only_the_cells_of_the_search_are_searched(tmp_path, cell_record, finish_cell):
+    told = {"training": {}, "teacher": {"validation": {"rows": 10, "right": 4}}}
+    records = [cell_record(f"{method}-{seed}", method, seed=seed) for method in METHODS for seed in (0, 1)]
+    for record in records:
+        finish_cell(tmp_path, record, [{"id": "test/0", "correct": True}], told)
+    plan = {"search": "beat_teacher", "cells": [record for record in records if record["cell"] == "standard-0"]}
+    (tmp_path / "sweep.json").write_text(json.dumps(plan))
+    rows, (one,), _ = contents(tmp_path)
+    assert len(rows) == 4
+    assert (one.student.method, [len(group.rows) for group in one.found]) == ("standard", [1])
+
+
+def test_the_papers_numbers_stand_beside_what_the_paper_did(tmp_path):
+    changes = ({}, {"rationale_weight": 10.0}, {"wrong_rationales": 0.5}, {"variant": "gold_filtered"})
+    made = [
+        dataclasses.replace(
+            make_row(tmp_path, "step_by_step", 1.0, 0, first(8), model=f"m{number}", **change), model="base"
+        )
+        for number, change in enumerate(changes)
+    ]
+    (panel,) = analyse(made)
+    table = content.accuracy_table(panel, titles(panel.students))
+    assert [row[-1].text for row in table.rows].count("none") == 3
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path):

@@ -35,7 +35,7 @@ def root(tmp_path_factory, cell_record, finish_cell):
                 record = cell_record(name, method, fraction=fraction, seed=seed, teacher=teacher)
                 answers = [
                     {"id": f"test/{i}", "input": EVIL if i == 0 else f"question {i}", "label": "yes"}
-                    | {"prediction": "yes" if i < count else "no", "correct": i < count, "output": "yes"}
+                    | {"prediction": "yes" if i < count else "constructor", "correct": i < count, "output": "yes"}
                     | {"teacher_label": "yes", "rationale": f"{teacher} says: {EVIL}"}
                     for i in range(EXAMPLES)
                 ]

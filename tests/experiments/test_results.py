@@ -82,6 +82,18 @@ def test_rows_tell_state_axes_and_numbers(root):
     assert pathlib.Path(step_by_step.folder) == root / "runs" / "a"
 
 
+def test_what_a_run_says_of_its_teacher_is_not_said_of_another(tmp_path, cell_record, finish_cell):
+    record = cell_record("a1", "standard", teacher="errs_18")
+    told = {"training": {}, "teacher": {"test": {"rows": 10, "right": 8}}}
+    finish_cell(tmp_path, record, [{"id": "test/0", "correct": True}], told)
+    summary = tmp_path / "runs" / "a1" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"config": record["config"]}))
+    # Standard training is one cell for both: it learns from neither.
+    for teacher, expected in (("errs_18", told["teacher"]), ("errs_50", {})):
+        row = results.read_row(cell_record("a1", "standard", teacher=teacher), tmp_path / "runs" / "a1")
+        assert (row.status, row.teacher_accuracy) == ("finished", expected)
+
+
 def test_recipes_that_share_a_folder_share_its_database(root):
     rows = results.read_rows(root)
     assert [row.cell for row in rows[:2]] == ["b", "c"]

@@ -228,6 +228,15 @@ def test_mistakes_end_in_one_sentence(words, sentence, refused):
     refused("recipes/smoke", *words, sentence=sentence)
 
 
+def test_cells_that_would_be_taken_for_one_another_are_refused(refused, tmp_path):
+    sizes = "the same students: what the sweep's file or a flag sets of the model"
+    refused("recipes/fig6_bestiary", "--list", "--gin_file", "runs/from_scratch", sentence=sizes)
+    own = tmp_path / "tiny.gin"
+    own.write_text("include 'models/tiny.gin'\nT5Config.num_layers = 3\n")
+    stems = f"--gin.SweepConfig.models=('models/tiny', '{own}')"
+    refused("recipes/smoke", "--list", stems, sentence="no report tells apart (model.num_layers (2 there, 3 here))")
+
+
 @pytest.mark.slow
 def test_workers_share_a_folder_and_a_killed_ones_cell_is_taken_over(dsbs, environment, tmp_path):
     """Real processes: what a live worker has is left to it, what a killed one had goes on where it stopped."""

@@ -78,8 +78,12 @@ def test_a_tpu_chip_is_one_workers():
 
 
 def test_a_worker_that_dies_is_told_of_with_its_log(tmp_path):
-    with pytest.raises(RuntimeError, match=r"-1\.log \(7\).*Start the sweep again"):
-        workers.work_in_processes([sys.executable, "-c", "raise SystemExit(7)"], 2, tmp_path)
+    for dies, code in (("raise SystemExit(7)", 7), ("{}['cell']", 1)):
+        with pytest.raises(RuntimeError, match=rf"-1\.log \({code}\).*Start the sweep again"):
+            workers.work_in_processes([sys.executable, "-c", dies], 2, tmp_path)
+    # That cells failed stands in their folders.
+    failed = f"raise SystemExit({workers.FAILED_CELLS})"
+    assert workers.work_in_processes([sys.executable, "-c", failed], 2, tmp_path) == 0
 
 
 @pytest.mark.parametrize(
