@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -54,6 +55,59 @@ def environment(store_root, tmp_path_factory) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "XLA_FLAGS": QUICK_COMPILE,
     }
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """Half the compile time, for modules whose tests do not depend on how well a program is optimised."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A port of this machine that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            return listener.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def two_processes() -> Callable[..., list[str]]:
+    """Runs a command in two processes of two devices each; returns what they print once both end well.
+
+    `command` and `variables` give a process's words and further environment, by its number.
+    """
+
+    def run(command: Callable[[int], list[object]], variables: Callable[[int], dict[str, str]]) -> list[str]:
+        devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, *map(str, command(number))],
+                env=os.environ | devices | variables(number),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for number in range(2)
+        ]
+        try:
+            outputs = [process.communicate(timeout=120)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        for process, output in zip(processes, outputs, strict=True):
+            assert process.returncode == 0, output
+        return outputs
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from dsbs_jax.models.config import t5_config
 from dsbs_jax.models.platform import check_platform
 from dsbs_jax.models.t5 import T5
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 EINSUM = t5_config(
     "v1_1",
     "small",
@@ -30,14 +32,6 @@ EINSUM = t5_config(
     dropout_rate=0.0,
 )
 FUSED = dataclasses.replace(EINSUM, attention="cudnn")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half the compile time; what is tested here does not depend on how well the program is optimised."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """Parameters in pieces: what is read, by whom, and how much memory that takes."""
 
 import json
-import os
 import pathlib
 import re
 import shutil
-import socket
 import struct
 import subprocess
 import sys
@@ -70,33 +68,17 @@ def test_pieces_make_the_same_array_and_are_read_once(monkeypatch, spec):
 
 
 @pytest.mark.parametrize(("fsdp", "model"), [(4, 1), pytest.param(1, 4, marks=pytest.mark.slow)])
-def test_each_process_reads_its_own_slices_alone(write_huggingface, tmp_path, fsdp, model):
+def test_each_process_reads_its_own_slices_alone(write_huggingface, two_processes, free_port, tmp_path, fsdp, model):
     config = t5_config(
         "v1_1", "small", vocab_size=64, d_model=16, d_kv=4, d_ff=32, num_heads=4, num_layers=2, num_decoder_layers=2
     )
     tensors = write_huggingface(tmp_path, config)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    two_devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, HERE / "two_processes_read.py", tmp_path, str(number), str(fsdp), str(model)],
-            env=os.environ | two_devices | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}"}
+    outputs = two_processes(
+        lambda number: [HERE / "two_processes_read.py", tmp_path, number, fsdp, model], lambda number: address
+    )
     whole = sum(array.nbytes for array in tensors.values())
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
+    for output in outputs:
         read, held, total = map(int, re.search(r"read (\d+) held (\d+) of (\d+)", output).groups())
         assert read == held
         assert total == whole

@@ -1,6 +1,5 @@
 """Processes that really start, on loopback."""
 
-import os
 import pathlib
 import socket
 import subprocess
@@ -14,37 +13,19 @@ from dsbs_jax.sharding import distributed
 WORKER = pathlib.Path(__file__).with_name("two_processes.py")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@pytest.fixture
+def outputs_of_two(two_processes):
+    """As `two_processes`, of the worker beside this file, which says so when it is done."""
+
+    def run(variables) -> list[str]:
+        outputs = two_processes(lambda number: [WORKER], variables)
+        assert all(output.endswith("done\n") for output in outputs), outputs
+        return outputs
+
+    return run
 
 
-def outputs_of_two(variables) -> list[str]:
-    """Runs two processes, each with `variables(its number)`; returns what they print once both end well."""
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER)],
-            env=os.environ | devices | variables(index),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output
-        assert output.endswith("done\n"), output
-    return outputs
-
-
-def test_two_processes_feed_one_array_and_agree():
+def test_two_processes_feed_one_array_and_agree(outputs_of_two, free_port):
     port = free_port()
     outputs = outputs_of_two(
         lambda index: {
@@ -69,7 +50,7 @@ def test_two_processes_feed_one_array_and_agree():
 
 
 @pytest.mark.slow
-def test_two_tasks_of_a_slurm_step():
+def test_two_tasks_of_a_slurm_step(outputs_of_two):
     # JAX takes the port from the job's number.
     job = next(number for number in range(4096) if _is_free(65536 - 4096 + number))
     step = {"SLURM_JOB_ID": job, "SLURM_STEP_ID": 0, "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": 1}
@@ -91,7 +72,7 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def test_a_coordinator_that_does_not_answer_is_told_in_time(monkeypatch):
+def test_a_coordinator_that_does_not_answer_is_told_in_time(monkeypatch, free_port):
     def never(*_, **__):
         pytest.fail("JAX would abort")
 
@@ -116,7 +97,7 @@ def test_what_jax_cannot_find_is_told(monkeypatch):
 
 
 @pytest.mark.slow
-def test_processes_that_never_come_are_told_after_the_runtimes_own_words():
+def test_processes_that_never_come_are_told_after_the_runtimes_own_words(free_port):
     script = (
         "from dsbs_jax.sharding.distributed import initialize; "
         f"initialize('127.0.0.1:{free_port()}', 2, 0, initialization_timeout=1)"

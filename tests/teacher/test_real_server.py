@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
@@ -23,14 +22,8 @@ for name in ("torch", "transformers", "fastapi", "uvicorn", "openai"):
     pytest.importorskip(name, reason="needs transformers[serving] and openai, which the extra `test` installs")
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def server(tiny_model, tmp_path_factory):
+def server(tiny_model, free_port, tmp_path_factory):
     """The base URL of the server, and the model's name there."""
     folder = tmp_path_factory.mktemp("serve")
     # `/v1/models` answers 500 until the cache exists.

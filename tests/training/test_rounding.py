@@ -17,16 +17,10 @@ from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_s
 from dsbs_jax.training.rounding import apply_updates, round_stochastically
 from dsbs_jax.training.step import abstract_state, create_state, init_params, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 STEPS = 50
 SHAPE = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half the compile time; what is tested here does not depend on how well the program is optimised."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def spacing(values):

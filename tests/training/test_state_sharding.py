@@ -16,6 +16,8 @@ from dsbs_jax.sharding.rules import scanned_layers
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from dsbs_jax.training.step import abstract_state, create_state, init_params, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # Matrices of at least 128 x 128: smaller ones Adafactor does not factor.
 CONFIG = T5Config(
     d_model=128,
@@ -28,14 +30,6 @@ CONFIG = T5Config(
     dropout_rate=0.0,
 )
 STEPS = 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half the compile time; what is tested here does not depend on how well the program is optimised."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""The jitted step: its loss, gradients and update, on one device and on a mesh."""
+
 import dataclasses
 import functools
 
@@ -18,6 +20,8 @@ from dsbs_jax.training.losses import LossConfig
 from dsbs_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from dsbs_jax.training.step import abstract_state, create_state, init_params, make_train_step
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CONFIG = T5Config(
     d_model=16, d_kv=4, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=8, vocab_size=64, dropout_rate=0.0
 )
@@ -27,14 +31,6 @@ WEIGHTS = (0.5, 2.0)
 CONSTANT = optax.constant_schedule(1.0)
 # With this the update of a step is its gradient.
 SGD = optax.sgd(1.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Half the compile time; what is tested here does not depend on how well the program is optimised."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def one_device():
