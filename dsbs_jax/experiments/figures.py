@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from dsbs_jax.experiments.analysis import Cell, Panel, Student, all_students
 from dsbs_jax.experiments.published import PARAMETERS, published
 from dsbs_jax.experiments.report_data import parameters, shown
 from dsbs_jax.experiments.statistics import Mean, mean_over_seeds
 from dsbs_jax.experiments.students import teacher_name, titles
+
+Drawn = TypeVar("Drawn")
 
 
 class Point(NamedTuple):
@@ -132,20 +134,29 @@ def make_figures(panels: Sequence[Panel]) -> list[Figure]:
     figures = []
     for number, panel in enumerate(panels, start=1):
         stem = f"{number:02d}-{_stem(panel.dataset)}"
+        # Recipes that share a folder vary different things at different fractions: the largest at which this one does.
+        fractions = panel.fractions[::-1]
         over_traits = [
-            figure for name, trait in _TRAITS.items() if (figure := _over_trait(panel, f"{stem}-{name}", trait, look))
+            figure
+            for name, trait in _TRAITS.items()
+            if (figure := _first(_over_trait(panel, f, f"{stem}-{name}", trait, look) for f in fractions))
         ]
         same = [other.fractions for other in panels if other.dataset == panel.dataset]
         over_size = len(same) > 1 and all(panel.fractions[-1] in fractions for fractions in same)
         if len(panel.fractions) > 1 or not (over_traits or over_size):
             figures.append(_over_fractions(panel, f"{stem}-fraction", look))
         figures += over_traits
-        figures += _qualities(panel, stem, look)
+        figures += _first(_qualities(panel, fraction, stem, look) for fraction in fractions) or []
     for dataset in dict.fromkeys(panel.dataset for panel in panels):
         alike = [panel for panel in panels if panel.dataset == dataset]
         if len(alike) > 1:
             figures.append(_over_sizes(alike, f"{_stem(dataset)}-size", look))
     return figures
+
+
+def _first(drawn: Iterable[Drawn]) -> Drawn | None:
+    """The first in which there is anything."""
+    return next(filter(None, drawn), None)
 
 
 class _Look(NamedTuple):
@@ -172,6 +183,10 @@ def _over_fractions(panel: Panel, name: str, look: _Look) -> Figure:
         cells = [(fraction, panel.cells.get((student, fraction))) for fraction in panel.fractions]
         if points := _points((100 * fraction, cell) for fraction, cell in cells):
             lines.append(Line(look.names[student], look.slots[student], points))
+    if any(len(line.points) > 1 for line in lines):
+        # A point of a line over something else would be a lone one here.
+        elsewhere = {look.slots[student] for student in _varied(panel.students)}
+        lines = [line for line in lines if len(line.points) > 1 or line.slot not in elsewhere]
     ticks = tuple((100 * fraction, f"{100 * fraction:g}") for fraction in panel.fractions)
     # Beside 100 %, and beside each other: they often differ by less than their own size.
     paper = _paper(panel, lambda place: 100 + 2.5 * place) if 1.0 in panel.fractions else ()
@@ -200,23 +215,27 @@ def _grouped(students: Iterable[Student], trait: str, plain: Any) -> dict[Studen
     return groups
 
 
-def _over_trait(panel: Panel, name: str, trait: _Trait, look: _Look) -> Figure | None:
-    """Accuracy against a trait at the largest fraction; the students that differ in nothing else are one line.
+def _varied(students: Sequence[Student]) -> set[Student]:
+    """Those that differ from another one in a single trait."""
+    return {
+        student
+        for trait in _TRAITS.values()
+        for members in _grouped(students, trait.field, trait.plain).values()
+        for student in (members if len(members) > 1 else ())
+    }
 
-    Standard training has no such trait: a line from side to side.
+
+def _over_trait(panel: Panel, fraction: float, name: str, trait: _Trait, look: _Look) -> Figure | None:
+    """Accuracy against a trait at one fraction; the students that differ in nothing else are one line.
+
+    Standard training has no such trait: a line from side to side. None where no two students differ in it alone.
     """
-    fraction = panel.fractions[-1]
     done = [student for student in panel.students if (student, fraction) in panel.cells]
     flat = [s for s in done if s.method == "standard" or getattr(s, trait.field) is None]
     vary = [student for student in done if student not in flat]
     groups = _grouped(vary, trait.field, trait.plain)
-    # A point of a line over something else would be a lone one here.
-    elsewhere = {
-        student
-        for other in _TRAITS.values()
-        for members in _grouped(vary, other.field, other.plain).values()
-        for student in (members if len(members) > 1 else ())
-    }
+    # As in `_over_fractions`.
+    elsewhere = _varied(vary)
     groups = {key: own for key, own in groups.items() if len(own) > 1 or own[0] not in elsewhere}
     if all(len(members) < 2 for members in groups.values()):
         return None
@@ -235,12 +254,12 @@ def _over_trait(panel: Panel, name: str, trait: _Trait, look: _Look) -> Figure |
     return Figure(name, panel.dataset, where, trait.label, ticks, False, tuple(lines), look.levels([panel]))
 
 
-def _qualities(panel: Panel, stem: str, look: _Look) -> list[Figure]:
-    """What step-by-step gains over its standard training, against how right its rationales are.
+def _qualities(panel: Panel, fraction: float, stem: str, look: _Look) -> list[Figure]:
+    """What step-by-step gains over its standard training at one fraction, against how right its rationales are.
 
-    At the largest fraction, where there are at least three teachers, or three shares of spoiled rationales.
+    Where there are at least three teachers, or three shares of spoiled rationales.
     """
-    gains = _gains(panel)
+    gains = _gains(panel, fraction)
     taught = {teacher: told["train"].accuracy for teacher, told in panel.teachers.items() if "train" in told}
     by_teacher, by_noise = [], []
     groups = _grouped([student for student in gains if student.teacher in taught], "teacher", None)
@@ -263,16 +282,15 @@ def _qualities(panel: Panel, stem: str, look: _Look) -> list[Figure]:
         lines = [line for line in lines if len(line.points) >= _LEAST_QUALITIES]
         if lines:
             ticks = tuple((x, f"{x:.3g}") for x in sorted({point.x for line in lines for point in line.points}))
-            where = f"{panel.dataset}, {panel.model}, {100 * panel.fractions[-1]:g} % of the data"
+            where = f"{panel.dataset}, {panel.model}, {100 * fraction:g} % of the data"
             name = f"{stem}-gain-{name}"
             figures.append(Figure(name, panel.dataset, where, label, ticks, False, tuple(lines), (), gain=True))
     return figures
 
 
-def _gains(panel: Panel) -> dict[Student, tuple[Mean, dict[int, float]]]:
+def _gains(panel: Panel, fraction: float) -> dict[Student, tuple[Mean, dict[int, float]]]:
     """Step-by-step's accuracy minus that of its standard training: mean over the seeds that both have, and by seed."""
     found = {}
-    fraction = panel.fractions[-1]
     for one in panel.comparisons:
         if one.fraction == fraction and (one.a.method, one.b.method) == ("step_by_step", "standard"):
             a, b = (panel.cells[student, fraction].runs for student in (one.a, one.b))

@@ -230,6 +230,22 @@ def test_sizes_and_lambdas_have_figures_of_their_own(tmp_path):
     assert sorted(named.values()) == ["step-by-step, λ = 0.5", "step-by-step, λ = 1"]
 
 
+def test_what_varies_is_drawn_at_the_fraction_at_which_it_does(tmp_path):
+    # As where a sweep over lambda at half of the data shares its folder with one over the data.
+    rows = [make_row(tmp_path, "standard", fraction, 0, first(20)) for fraction in (0.5, 1.0)]
+    rows += [
+        make_row(tmp_path / str(weight), "step_by_step", fraction, 0, first(count), rationale_weight=weight)
+        for weight, fraction, count in ((1.0, 0.5, 22), (3.0, 0.5, 25), (1.0, 1.0, 30))
+    ]
+    figures = {figure.name: figure for figure in make_figures(analyse(rows))}
+    assert sorted(figures) == ["01-cqa-fraction", "01-cqa-lambda"]
+    assert "50 % of the data" in figures["01-cqa-lambda"].title
+    # Where there are lines over the data, lambda's lone points are not among them.
+    titled = {line.title: len(line.points) for line in figures["01-cqa-fraction"].lines}
+    assert titled == {"standard finetuning": 2, "step-by-step, λ = 1": 2}
+    assert [point.mean.mean for point in figures["01-cqa-lambda"].lines[0].points] == [22 / EXAMPLES, 25 / EXAMPLES]
+
+
 def told(train, test=None):
     """How often a teacher is right, as a run's summary says it."""
     splits = {"train": train, "test": test}
