@@ -126,8 +126,10 @@ def make_figures(panels: Sequence[Panel]) -> list[Figure]:
     A panel whose cells all have one fraction has no figure over it where something else varies, or the size does.
     """
     students = all_students(panels)
+    # The paper's own first: looks repeat late, and those are in most figures.
+    own_first = sorted(students, key=lambda student: not student.as_in_the_paper)
     look = _Look(
-        {student: slot for slot, student in enumerate(students)},
+        {student: slot for slot, student in enumerate(own_first)},
         titles(students),
         {teacher: slot for slot, teacher in enumerate(dict.fromkeys(t for panel in panels for t in panel.teachers))},
     )
