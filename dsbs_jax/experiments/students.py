@@ -64,7 +64,7 @@ def titles(students: Sequence[Student]) -> dict[Student, str]:
     for student in students:
         alike = [other for other in students if other[:2] == student[:2]]
         parts = [TITLES.get(student[:2], f"{student.method.replace('_', ' ')} ({student.label_source} labels)")]
-        if len({other.teacher for other in alike}) > 1:
+        if student.teacher and len({other.teacher for other in alike}) > 1:
             parts.append(teacher_name(student.teacher))
         if len({other.rationale_weight for other in alike}) > 1 and student.rationale_weight is not None:
             parts.append(f"λ = {student.rationale_weight:g}")

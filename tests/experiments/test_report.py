@@ -291,6 +291,8 @@ def test_a_baseline_is_told_the_same_where_there_is_one(tmp_path):
         found = [b for a, b in pairs([*baselines, challenger]) if a == challenger]
         assert found == expected, challenger
     assert (single[0], plain) in pairs(baselines)
+    # Which teacher is said of those that have one.
+    assert list(titles([plain, filtered]).values()) == ["standard finetuning", "standard finetuning, a, gold filtered"]
 
 
 def test_gain_goes_against_the_quality_of_rationales(tmp_path):
