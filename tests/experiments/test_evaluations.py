@@ -53,7 +53,7 @@ def test_finished_cells_are_evaluated_once_for_each_question(dsbs, environment, 
     )
     ask = [*words, "--evaluate", "test", "--on", str(tmp_path / "other.gin"), "--metric", "equation", "--step", "last"]
     shutil.move(folders[0] / "checkpoints", tmp_path / "away")
-    assert cli.main(ask) == 1
+    assert cli.main(ask) == 3
     told = capsys.readouterr().out
     assert f"Failed: {folders[0].name}, bestiary, tiny, standard" in told
     assert "has no checkpoints" in told
