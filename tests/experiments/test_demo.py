@@ -66,6 +66,6 @@ def test_demo_leaves_results_tables_figures_and_students(dsbs, tmp_path):
 def test_runs_that_fail_end_the_demo_with_their_sentence(dsbs, tmp_path):
     words = ("--gin.T5Config.vocab_size=10", "--gin.SweepConfig.seeds=(0,)")
     process = dsbs("demo", "--output", tmp_path / "demo", *words, timeout=500)
-    assert process.returncode == 1
+    assert process.returncode == 3
     assert "12 failed" in process.stdout
     assert "set T5Config.vocab_size" in process.stdout
