@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsbs_jax.data.folders import CELL, SUMMARY
-from dsbs_jax.experiments.results import PLAN, Row, planned_cells, read_rows
+from dsbs_jax.experiments.results import PLAN, Row, difference, planned_cells, read_rows
 from dsbs_jax.experiments.statistics import Answers
 from dsbs_jax.experiments.students import point
 from dsbs_jax.models.config import T5Config
-from dsbs_jax.training.config import MAY_CHANGE, as_read, changed_fields
 
 
 class TeacherAccuracy(NamedTuple):
@@ -58,11 +57,6 @@ def report_rows(root: str | os.PathLike[str]) -> tuple[list[Row], list[str]]:
     return kept, [
         f"{count} run{'s' * (count > 1)} of another configuration left out ({what})." for what, count in counted.items()
     ]
-
-
-def difference(one: Row, other: Row) -> str:
-    """The fields in which two runs' configurations differ."""
-    return "; ".join(changed_fields(as_read(one.config), as_read(other.config), MAY_CHANGE, ("there", "here")))
 
 
 def parameters(config: dict[str, Any]) -> int | None:

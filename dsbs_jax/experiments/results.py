@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from dsbs_jax.data.folders import CELL, SUMMARY, held
 from dsbs_jax.files import appearing
-from dsbs_jax.training.config import reads_rationales, reads_teacher
+from dsbs_jax.training.config import MAY_CHANGE, as_read, changed_fields, reads_rationales, reads_teacher
 
 Status = Literal["finished", "failed", "running", "waiting"]
 
@@ -170,30 +170,22 @@ def planned_cells(root: str | os.PathLike[str]) -> frozenset[str]:
     return frozenset(record["cell"] for record in _json(pathlib.Path(root) / PLAN).get("cells", ()))
 
 
-def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
-    """The row of one cell.
+def planned_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
+    """The row of a cell of which nothing is known but what it compares: its folder is not looked at.
 
     Args:
       record: what stands in the cell's `cell.json`: `sweep`, `cell`, `model`, `variant` and `config`.
       folder: the cell's; it need not exist.
     """
     config = record["config"]
-    method = config["method"]
     noise = config["data"]["rationale_noise"] if reads_rationales(config) else {"wrong": 0.0, "missing": 0.0}
-    summary, error = _json(folder / SUMMARY), _json(folder / ERROR)
-    status: Status = "finished" if summary else "failed" if error else "running" if is_held(folder) else "waiting"
-    if status in ("running", "waiting"):
-        # A worker may have ended between the two looks.
-        summary, error = _json(folder / SUMMARY), _json(folder / ERROR)
-        status = "finished" if summary else "failed" if error else status
-    result, data, made = summary.get("result", {}), summary.get("data", {}).get("training", {}), summary.get("made", {})
     return Row(
         sweep=record["sweep"],
         cell=record["cell"],
-        status=status,
+        status="waiting",
         dataset=config["data"]["name"],
-        method=method["name"],
-        label_source=method["label_source"],
+        method=config["method"]["name"],
+        label_source=config["method"]["label_source"],
         teacher=config["data"]["teacher"] if reads_teacher(config) else None,
         fraction=config["fraction"],
         model=record["model"],
@@ -202,6 +194,37 @@ def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
         missing_rationales=noise["missing"],
         variant=record["variant"],
         seed=config["seed"],
+        num_train_examples=None,
+        validation_accuracy=None,
+        test_accuracy=None,
+        test_accuracy_last=None,
+        selected_step=None,
+        steps=None,
+        seconds=None,
+        tokens=None,
+        device=None,
+        num_devices=None,
+        code_version=None,
+        teacher_accuracy={},
+        error=None,
+        config=config,
+        folder=str(folder),
+    )
+
+
+def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
+    """As `planned_row`, with what the cell's folder says."""
+    summary, error = _json(folder / SUMMARY), _json(folder / ERROR)
+    status: Status = "finished" if summary else "failed" if error else "running" if is_held(folder) else "waiting"
+    if status in ("running", "waiting"):
+        # A worker may have ended between the two looks.
+        summary, error = _json(folder / SUMMARY), _json(folder / ERROR)
+        status = "finished" if summary else "failed" if error else status
+    row = planned_row(record, folder)
+    result, data, made = summary.get("result", {}), summary.get("data", {}).get("training", {}), summary.get("made", {})
+    return dataclasses.replace(
+        row,
+        status=status,
         num_train_examples=data.get("rows_used"),
         validation_accuracy=result.get("validation_accuracy"),
         test_accuracy=result.get("test_accuracy"),
@@ -213,10 +236,8 @@ def read_row(record: dict[str, Any], folder: pathlib.Path) -> Row:
         device=made.get("device"),
         num_devices=made.get("num_devices"),
         code_version=made.get("code_version"),
-        teacher_accuracy=summary["data"].get("teacher", {}) if _same_teacher(summary, config) else {},
+        teacher_accuracy=summary["data"].get("teacher", {}) if _same_teacher(summary, row.config) else {},
         error=error.get("error") if status == "failed" else None,
-        config=config,
-        folder=str(folder),
     )
 
 
@@ -224,6 +245,11 @@ def _same_teacher(summary: dict[str, Any], config: dict[str, Any]) -> bool:
     """Whether what a run says of its teacher holds for the cell: one that reads none is the same with any."""
     ran = summary.get("config", {}).get("data", config["data"])
     return "data" in summary and ran["teacher"] == config["data"]["teacher"]
+
+
+def difference(one: Row, other: Row) -> str:
+    """The fields in which two runs' configurations differ."""
+    return "; ".join(changed_fields(as_read(one.config), as_read(other.config), MAY_CHANGE, ("there", "here")))
 
 
 def rationale_weight(config: dict[str, Any]) -> float | None:

@@ -24,8 +24,7 @@ from typing import Any
 from dsbs_jax.data.folders import CELL, SUMMARY, held
 from dsbs_jax.data.prepare import ensure_store
 from dsbs_jax.data.store import TokenStore
-from dsbs_jax.experiments.report_data import difference
-from dsbs_jax.experiments.results import CLAIM, ERROR, PLAN, Row, read_row
+from dsbs_jax.experiments.results import CLAIM, ERROR, PLAN, Row, difference, planned_row, read_row
 from dsbs_jax.experiments.students import point
 from dsbs_jax.files import write_whole
 from dsbs_jax.training import loop
@@ -191,7 +190,7 @@ def expand(sweep: SweepConfig, build: Build) -> list[Cell]:
                 f"{cell.files[1]} and {files[1]} make the same students: what the sweep's file or a flag sets of the "
                 "model (MODEL, T5Config) comes after them. Leave it out, or name one model alone."
             )
-        row = cell.row()
+        row = planned_row(cell.record(), cell.folder)
         if (other := points.setdefault(point(row), row)).cell != name:
             raise ValueError(
                 f"Two cells of {sweep.name} differ only in what no report tells apart ({difference(other, row)}): give "
